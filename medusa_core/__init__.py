@@ -1,0 +1,30 @@
+"""Medusa tree decoding: tensors and token ids, no HTTP.
+
+The names below are resolved on first use, so that importing the package loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Calibration": "calibration",
+    "Delta": "engine",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "EngineInfo": "engine",
+    "GenerationRequest": "engine",
+    "PromptStats": "engine",
+    "SamplingParams": "sampling",
+    "SpeculationParams": "config",
+    "StepStats": "engine",
+    "distill": "training.distill",
+    "train": "training.trainer",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

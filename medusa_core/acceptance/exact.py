@@ -1,0 +1,39 @@
+"""Sample-and-match: every emitted token is the very token plain decoding would have drawn."""
+
+import torch
+from torch import Tensor
+
+from medusa_core.acceptance.rule import Acceptance, deepest_path
+from medusa_core.sampling import Sampler
+from medusa_core.tree import CandidateTree
+
+__all__ = ["Exact", "matches"]
+
+
+class Exact:
+    """Draw once per position, follow the child that equals the draw.
+
+    The noise of a draw depends on seed, choice, position and token alone, so the output does not depend on the tree.
+    Lossless at any temperature (token for token where the logits are equal); temperature 0 is greedy.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def accept(self, tree: CandidateTree, logits: Tensor, past: Tensor) -> Acceptance:
+        """See AcceptanceRule.accept; logits [N, V], past []."""
+        draws = self._sampler.draw(logits, tree.depth, past + 1, tree.max_depth)
+        alive = tree.living(matches(tree, draws))
+        path, count = deepest_path(tree, alive)
+        return Acceptance(path, draws[path], count)
+
+
+def matches(tree: CandidateTree, draws: Tensor) -> Tensor:
+    """Which nodes hold the token drawn at their parent.
+
+    draws: [N] int64.
+
+    Returns [N] bool; the root always matches, an unused slot never does.
+    """
+    is_root = torch.arange(tree.num_nodes, device=draws.device) == 0
+    return (tree.tokens == draws[tree.parent]) & tree.used | is_root

@@ -1,0 +1,99 @@
+"""What the operator and the caller may choose about the engine, as frozen values with one default each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medusa_core.errors import ConfigurationError, InvalidParameter
+
+__all__ = ["AcceptanceName", "EngineConfig", "HeadsConfig", "SpeculationMode", "SpeculationParams", "model_location"]
+
+SpeculationMode = Literal["auto", "tree", "chain", "off"]
+AcceptanceName = Literal["exact", "typical"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to load a model and how large its buffers are.
+
+    model:             Hugging Face id or folder; `demo` names the shipped model.
+    heads:             id, folder or file of the draft heads; None looks inside the checkpoint.
+    device:            `auto` takes CUDA when there is one, else the CPU.
+    dtype:             `auto` is float32 on a CPU and the checkpoint's own on CUDA.
+    max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
+    tree_nodes:        nodes of one verified tree, root included; None is the default of the device.
+    max_depth:         deepest branch any drafter may add, at least the number of heads.
+    prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
+    num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
+    """
+
+    model: str = "demo"
+    heads: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_context: int | None = None
+    tree_nodes: int | None = None
+    max_depth: int = 8
+    prefill_chunk: int = 512
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_context", "tree_nodes", "max_depth", "prefill_chunk", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} is {value}, it must be at least 1")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Shape of a set of draft heads.
+
+    num_heads:      K.
+    num_layers:     residual blocks per head.
+    hidden_size:    H, the base model's.
+    vocab_size:     V, rows of the LM head used for drafting.
+    shared_lm_head: whether all heads use the base model's LM head instead of one each.
+    """
+
+    num_heads: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    shared_lm_head: bool
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_layers", "hidden_size", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"heads need {name} >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SpeculationParams:
+    """How one request speculates.
+
+    mode:       `tree` drafts the best nodes, `chain` only the top token of each head, `off` is a root-only tree,
+                `auto` leaves the choice to the engine.
+    max_nodes:  upper bound on the nodes of one tree, root included; None is the engine's own.
+    acceptance: `exact` emits what plain decoding would emit; `typical` is the paper's lossy rule.
+    epsilon:    typical rule: the probability above which any token passes.
+    delta:      typical rule: the factor of exp(-entropy).
+    """
+
+    mode: SpeculationMode = "auto"
+    max_nodes: int | None = None
+    acceptance: AcceptanceName = "exact"
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.max_nodes is not None and self.max_nodes < 1:
+            raise InvalidParameter(f"max_nodes is {self.max_nodes}, it must be at least 1", "speculation.max_nodes")
+        for name in ("epsilon", "delta"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise InvalidParameter(f"{name} is {value}, it must be in (0, 1]", f"speculation.{name}")
+
+
+def model_location(name: str) -> str:
+    """Where a model's files are: `demo` is the checkpoint shipped with the package, anything else is taken as it is."""
+    return str(Path(__file__).parent / "demo" / "checkpoint") if name == "demo" else name

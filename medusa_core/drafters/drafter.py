@@ -1,0 +1,35 @@
+"""What a drafter is given and what it must return."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from medusa_core.tree import CandidateTree
+
+__all__ = ["DraftState", "Drafter"]
+
+
+@dataclass(frozen=True)
+class DraftState:
+    """All that a step needs to know of the sequence so far, on the device.
+
+    root:   [] int64, the token already decided and emitted, not yet in the cache.
+    hidden: [H], last hidden state of the last committed token.
+    past:   [] int64, committed rows, which is also the root's absolute position.
+    """
+
+    root: Tensor
+    hidden: Tensor
+    past: Tensor
+
+
+class Drafter(Protocol):
+    """Proposes a tree of continuations. Pure tensors, no host synchronisation."""
+
+    num_nodes: int
+    max_depth: int
+
+    def draft(self, state: DraftState) -> CandidateTree:
+        """A tree of `num_nodes` slots under `state.root`, no node deeper than `max_depth`."""
+        ...

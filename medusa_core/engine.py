@@ -1,0 +1,270 @@
+"""Load a model, run one sequence at a time, yield what each step emits. Speaks token ids, never text."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from medusa_core.acceptance import make_rule
+from medusa_core.backbone import Backbone
+from medusa_core.calibration import Calibration
+from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.config import EngineConfig, SpeculationParams, model_location
+from medusa_core.decoding import prefill
+from medusa_core.drafters import Drafters, DrafterSource, DraftState
+from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
+from medusa_core.runners import DecodePlan, EagerRunner, Runner
+from medusa_core.sampling import Sampler, SamplingParams
+
+__all__ = ["Delta", "Engine", "EngineInfo", "GenerationRequest", "PromptStats", "StepStats"]
+
+# Until the issue on speed measures N: a small model on a CPU is best served by a small tree, a GPU has room for more.
+_DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sequence to continue.
+
+    max_tokens:     None is the room left in the context, which also bounds larger values.
+    stop_token_ids: end the answer like the model's own EOS tokens, which always do unless `ignore_eos`.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    speculation: SpeculationParams = field(default_factory=SpeculationParams)
+    max_tokens: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class PromptStats:
+    """What the prompt cost: tokens, how many of them were in the cache, seconds until its last logits."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One verifying forward pass.
+
+    drafted:  used nodes of the tree, root not counted.
+    accepted: drafts on the accepted path, bonus not counted, before anything was cut.
+    seconds:  from the end of the previous step to the end of this one.
+    """
+
+    drafted: int
+    accepted: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New tokens of one sequence, already cut at EOS, stop tokens and limits.
+
+    The first delta carries `prompt` and one token that prefill decided; each later one carries `step`. When
+    `finish_reason` is "stop" the last token is the one that stopped the sequence.
+    """
+
+    tokens: tuple[int, ...]
+    prompt: PromptStats | None
+    step: StepStats | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was loaded, for banners, /v1/models and checks before a request is queued.
+
+    num_heads:        0 without heads; `heads` is then None.
+    default_sampling: what the model's generation_config says of temperature, top_p, top_k and min_p.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    max_context: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    num_heads: int
+    heads: str | None
+    tree_nodes: int
+    max_depth: int
+    default_sampling: dict[str, float | int]
+
+
+def ignore_progress(stage: str, share: float) -> None:
+    """Nobody watches the load."""
+
+
+def never() -> bool:
+    """Nobody stops the sequence from outside."""
+    return False
+
+
+class Engine:
+    """One model, its heads, and the cache of the last sequence. Not thread-safe: one sequence at a time."""
+
+    def __init__(self, backbone: Backbone, info: EngineInfo, prefill_chunk: int, drafters: Drafters) -> None:
+        self.info = info
+        self._backbone, self._drafters, self._prefill_chunk = backbone, drafters, prefill_chunk
+        # Behind the context: the slots of one tree, and the block that its commit writes.
+        scratch = info.tree_nodes + info.max_depth + 1
+        self._cache = backbone.new_cache(info.max_context + scratch)
+        self._runner: Runner = EagerRunner(backbone, self._cache)
+
+    @classmethod
+    def load(cls, config: EngineConfig, progress: Callable[[str, float], None] = ignore_progress) -> Self:
+        """Load model and heads; `progress` hears the stage and the share done, 0 to 1.
+
+        Raises CheckpointError when a checkpoint cannot be served, ConfigurationError when an option does not fit it.
+        """
+        location = model_location(config.model)
+        device = choose_device(config.device)
+        dtype = choose_dtype(config.dtype, device)
+        # With a thread on every core any other process stalls the barrier of each small matrix product.
+        spare = max(1, (os.cpu_count() or 1) - 1)
+        torch.set_num_threads(config.num_threads if config.num_threads is not None else spare)
+        progress("loading the model", 0.0)
+        text_config = read_config(location).get_text_config()
+        max_context = config.max_context if config.max_context is not None else default_context(text_config)
+        backbone = load_backbone(location, device, dtype, max_context)
+        progress("loading the heads", 0.8)
+        source = config.heads if config.heads is not None else find_heads(location)
+        heads = load_heads(source, backbone.lm_head) if source is not None else None
+        temperatures = torch.ones(heads.config.num_heads if heads is not None else 0, device=device)
+        if source is not None and heads is not None:
+            temperatures = _calibrated_temperatures(Path(source), heads.config.num_heads, device)
+        if heads is not None and heads.config.num_heads > config.max_depth:
+            raise ConfigurationError(
+                f"max_depth is {config.max_depth}, the heads reach {heads.config.num_heads} deep; raise it"
+            )
+        tree_nodes = config.tree_nodes if config.tree_nodes is not None else _DEFAULT_TREE_NODES[device.type]
+        generation = backbone.model.generation_config
+        info = EngineInfo(
+            model=config.model,
+            device=str(device),
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            max_context=max_context,
+            vocab_size=backbone.vocab_size,
+            eos_token_ids=_as_tuple(generation.eos_token_id),
+            num_heads=heads.config.num_heads if heads is not None else 0,
+            heads=str(source) if source is not None else None,
+            tree_nodes=tree_nodes if heads is not None else 1,
+            max_depth=config.max_depth,
+            default_sampling=default_sampling(generation),
+        )
+        engine = cls(backbone, info, config.prefill_chunk, DrafterSource(heads, temperatures, tree_nodes, device))
+        progress("warming up", 0.9)
+        engine.warm_up()
+        progress("ready", 1.0)
+        return engine
+
+    def warm_up(self) -> None:
+        """Run a few steps, so that the first request does not pay for first calls."""
+        request = GenerationRequest((0,) * min(8, self.info.max_context - 1), SamplingParams(0.0), max_tokens=4)
+        for _ in self.generate(replace(request, ignore_eos=True)):
+            pass
+        self._cache.clear()
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise PromptTooLong or InvalidParameter when the request cannot run on this model."""
+        if not request.prompt:
+            raise InvalidParameter("the prompt has no tokens; give at least one", "prompt")
+        for token in (min(request.prompt), max(request.prompt)):
+            if not 0 <= token < self.info.vocab_size:
+                raise InvalidParameter(f"token id {token} is not in the vocabulary of {self.info.vocab_size}", "prompt")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise InvalidParameter(f"max_tokens is {request.max_tokens}, it must be at least 1", "max_tokens")
+        if len(request.prompt) >= self.info.max_context:
+            asked = request.max_tokens if request.max_tokens is not None else 1
+            raise PromptTooLong(len(request.prompt), asked, self.info.max_context)
+
+    def generate(self, request: GenerationRequest, should_stop: Callable[[], bool] = never) -> Iterator[Delta]:
+        """Continue a sequence until EOS, a stop token, a limit, or until `should_stop` says so.
+
+        `should_stop` is asked before every prefill chunk and every step; the iterator then simply ends. Mutates the
+        engine's cache, whose rows the next request reuses as far as its prompt agrees.
+        """
+        self.check(request)
+        prompt, cache = request.prompt, self._cache
+        seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
+        sampler = Sampler(replace(request.sampling, seed=seed), self._backbone.device)
+        plan = DecodePlan(self._drafters.get(request.speculation), make_rule(sampler, request.speculation))
+        output = _Output(request, self.info)
+
+        started = time.perf_counter()
+        cached_tokens = cache.reuse(prompt)
+        computed = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop)
+        if computed is None:
+            return
+        past = torch.tensor(len(prompt), device=self._backbone.device)
+        root = sampler.draw(computed.logits, torch.zeros_like(past)[None], past, max_depth=0)[0]
+        first = int(root)
+        now = time.perf_counter()
+        yield output.emit([first], PromptStats(len(prompt), cached_tokens, now - started), None)
+
+        state = DraftState(root, computed.hidden[0], past)
+        steps = self._runner.steps(plan, state, len(prompt))
+        while output.finish_reason is None and not should_stop():
+            before, result = now, next(steps)
+            cache.tokens.extend((output.root, *result.tokens[:-1]))
+            now = time.perf_counter()
+            yield output.emit(result.tokens, None, StepStats(result.drafted, len(result.tokens) - 1, now - before))
+
+
+class _Output:
+    """The tokens of one answer so far, and where it must end."""
+
+    def __init__(self, request: GenerationRequest, info: EngineInfo) -> None:
+        eos = frozenset() if request.ignore_eos else frozenset(info.eos_token_ids)
+        self._stops = request.stop_token_ids | eos
+        room = info.max_context - len(request.prompt)
+        self._left = room if request.max_tokens is None else min(room, request.max_tokens)
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.root = 0
+
+    def emit(self, tokens: list[int], prompt: PromptStats | None, step: StepStats | None) -> Delta:
+        """Cut a step's tokens at the first stop token or limit inside it; `root` becomes the last of them uncut."""
+        self.root = tokens[-1]
+        kept = tokens[: self._left]
+        stop = next((index for index, token in enumerate(kept) if token in self._stops), None)
+        if stop is not None:
+            kept, self.finish_reason = kept[: stop + 1], "stop"
+        elif len(kept) == self._left:
+            self.finish_reason = "length"
+        self._left -= len(kept)
+        return Delta(tuple(kept), prompt, step, self.finish_reason)
+
+
+def default_sampling(generation: Any) -> dict[str, float | int]:
+    """Sampling values a generation_config sets; greedy ones are temperature 0."""
+    if not generation.do_sample:
+        return {"temperature": 0.0} if generation.do_sample is False else {}
+    found = {name: getattr(generation, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
+    return {name: value for name, value in found.items() if value is not None and not (name == "top_k" and value < 1)}
+
+
+def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _calibrated_temperatures(source: Path, num_heads: int, device: torch.device) -> torch.Tensor:
+    """Head temperatures [K] stored beside the heads; ones where nobody calibrated them."""
+    folder = source if source.is_dir() else source.parent
+    file = folder / "calibration.json"
+    if not file.is_file():
+        return torch.ones(num_heads, device=device)
+    temperatures = Calibration.load(file).temperatures
+    return torch.tensor(temperatures[:num_heads], dtype=torch.float32, device=device)

@@ -1,0 +1,149 @@
+"""Every exception the project raises on purpose.
+
+MedusaError
+  RequestError              the caller's doing, 4xx
+    InvalidParameter        a value out of its range or of the wrong kind
+    UnsupportedParameter    a known field whose effect cannot be given
+    PromptTooLong           the prompt does not fit the context
+    UnknownModel            a model name this server does not serve
+    MissingChatTemplate     chat asked of a model that has no template
+  Overloaded                try again later
+    QueueFull               429
+    NotReady                503, loading or draining
+  CheckpointError           refuse to start
+    ModelNotFound           no such folder or hub id
+    UnsupportedModel        an architecture tree decoding cannot drive
+    HeadsMismatch           heads that do not fit the base model
+  ConfigurationError        an option or variable that cannot be honoured; refuse to start
+  EngineError               ours, 500; the request is told and the server lives on
+    WorkerDied              the process that owns the device is gone
+
+Each message names the thing, the limit and the way out; the server maps classes to statuses in one table.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "EngineError",
+    "HeadsMismatch",
+    "InvalidParameter",
+    "MedusaError",
+    "MissingChatTemplate",
+    "ModelNotFound",
+    "NotReady",
+    "Overloaded",
+    "PromptTooLong",
+    "QueueFull",
+    "RequestError",
+    "UnknownModel",
+    "UnsupportedModel",
+    "UnsupportedParameter",
+    "WorkerDied",
+]
+
+
+class MedusaError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class RequestError(MedusaError):
+    """The request cannot be honoured as it stands; `param` names the field when one is to blame."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidParameter(RequestError):
+    """A value out of its range or of the wrong kind."""
+
+
+class UnsupportedParameter(RequestError):
+    """A known field whose effect this server cannot give."""
+
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"{param!r} is not supported: {reason}", param)
+
+
+class PromptTooLong(RequestError):
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context: int, param: str | None = None) -> None:
+        # LiteLLM and others recognise an overflow by exactly these words.
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, you requested "
+            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion). "
+            "Please shorten the prompt.",
+            param,
+        )
+
+
+class UnknownModel(RequestError):
+    """A model name this server does not serve."""
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        super().__init__(f"the model {name!r} does not exist here; served: {', '.join(served)}", "model")
+
+
+class MissingChatTemplate(RequestError):
+    """Chat was asked of a model that does not say how a chat is written."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"the model {model!r} has no chat template; use /v1/completions, "
+            "or start the server with --chat-template FILE",
+            "messages",
+        )
+
+
+class Overloaded(MedusaError):
+    """The server cannot take the request now; `retry_after_s` says when to come back."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """As many requests wait as the queue may hold."""
+
+    def __init__(self, queue_size: int, retry_after_s: int) -> None:
+        super().__init__(f"{queue_size} requests are waiting already; retry in {retry_after_s} s", retry_after_s)
+
+
+class NotReady(Overloaded):
+    """The model is still loading, or the server is shutting down."""
+
+
+class CheckpointError(MedusaError):
+    """Weights or heads that cannot be served."""
+
+
+class ModelNotFound(CheckpointError):
+    """No folder and no hub id of that name."""
+
+
+class UnsupportedModel(CheckpointError):
+    """A model family that tree decoding cannot drive."""
+
+    def __init__(self, model_type: str, reason: str) -> None:
+        super().__init__(
+            f"models of type {model_type!r} cannot be served: {reason}. "
+            "Tree decoding needs full attention whose keys and values are kept for every token"
+        )
+
+
+class HeadsMismatch(CheckpointError):
+    """Draft heads that were trained for another base model."""
+
+
+class ConfigurationError(MedusaError):
+    """An option or variable that cannot be honoured."""
+
+
+class EngineError(MedusaError):
+    """Our fault; the request is told and the server lives on."""
+
+
+class WorkerDied(EngineError):
+    """The process that owns the device is gone."""

@@ -1,0 +1,117 @@
+"""Find a base model, refuse what tree decoding cannot drive, and load the rest onto a device."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
+from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
+
+__all__ = ["choose_device", "choose_dtype", "default_context", "fix_longrope", "load_backbone", "read_config"]
+
+# Cache rows nobody asked for are memory nobody gets back: long-context models claim positions for 100k tokens and more.
+_MAX_DEFAULT_CONTEXT = 8192
+
+
+def load_backbone(
+    model: str, device: torch.device, dtype: torch.dtype | None, max_context: int
+) -> TransformersBackbone:
+    """Load a base model from a folder or a hub id.
+
+    dtype:       None is the checkpoint's own.
+    max_context: longest sequence that will be computed; fixes the factors of length-dependent rope.
+
+    Raises ModelNotFound, UnsupportedModel, or ConfigurationError when max_context exceeds the model's positions.
+    """
+    register_attention()
+    config = read_config(model)
+    text_config = config.get_text_config()
+    refuse_by_config(text_config)
+    if max_context > text_config.max_position_embeddings:
+        raise ConfigurationError(
+            f"max_context is {max_context}, {model!r} has {text_config.max_position_embeddings} positions; lower it"
+        )
+    fix_longrope(text_config, max_context)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, config=config, attn_implementation=ATTENTION, dtype=dtype or "auto", trust_remote_code=False
+        )
+    except KeyError as error:  # old attention classes look our name up in a table of their own
+        raise UnsupportedModel(text_config.model_type, f"it has no attention named {error}") from error
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"the weights of {model!r} cannot be loaded: {error}") from error
+    return TransformersBackbone(loaded.to(device))
+
+
+def read_config(model: str) -> Any:
+    """The checkpoint's transformers configuration; raises ModelNotFound when there is none."""
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelNotFound(f"no model at {model!r}: {reason}; give a folder with config.json or a hub id") from error
+
+
+def refuse_by_config(config: Any) -> None:
+    """Raise UnsupportedModel for what a trial pass would not show."""
+    for rope in rope_settings(config):
+        if rope.get("rope_type") == "dynamic":
+            raise UnsupportedModel(config.model_type, "its rope factors change with the length (rope type 'dynamic')")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModel(config.model_type, f"it has layers of kind {', '.join(sorted(kinds))}")
+
+
+def fix_longrope(config: Any, max_context: int) -> None:
+    """Choose one set of longrope factors for every length, in the configuration a model is about to be made from.
+
+    Such a model (phi3) switches factors for *all* rows by its longest position, which rows in a cache cannot follow.
+    Short factors serve a context within the original length, long ones any larger context.
+    """
+    for rope in rope_settings(config):
+        if rope.get("rope_type") == "longrope":
+            original = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+            chosen = "short_factor" if max_context <= original else "long_factor"
+            rope["short_factor"] = rope["long_factor"] = rope[chosen]
+
+
+def rope_settings(config: Any) -> list[dict[str, Any]]:
+    """The rope parameters of a configuration, one dict, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    return [rope] if "rope_type" in rope else [value for value in rope.values() if isinstance(value, dict)]
+
+
+def default_context(config: Any) -> int:
+    """Cache rows when nobody asks for a number: the model's positions, up to a limit."""
+    positions: int = config.max_position_embeddings
+    return min(positions, _MAX_DEFAULT_CONTEXT)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one; raises ConfigurationError for a device this machine or torch lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device {name!r} is unknown; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device {name!r} is not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"device {name!r} was asked for, torch {torch.__version__} sees no CUDA device; use cpu"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """`auto` is float32 on a CPU and the checkpoint's own, None, on CUDA."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigurationError(f"dtype {name!r} is unknown; use auto, {', '.join(known)}")
+    return known[name]

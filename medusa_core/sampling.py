@@ -1,0 +1,148 @@
+"""From logits to the one token the sampler draws at a position.
+
+Noise depends on (seed, choice, absolute position, token) and on nothing else, so the draw at a position is the
+same whether that position was computed alone, in a tree, on a CPU or on a GPU. That is what makes speculation
+exact at any temperature (Gumbel-max sampling; DESIGN section 4).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medusa_core.errors import InvalidParameter
+
+__all__ = ["Sampler", "SamplingParams", "gumbel_noise", "noise_key", "process_logits"]
+
+_MASK = 0xFFFFFFFF
+# The two multipliers of a full-avalanche 32-bit integer hash (xor-shift-multiply, three rounds of shifts).
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a token is drawn from the model's distribution.
+
+    temperature: 0 is argmax; larger is flatter. At most 2.
+    top_p:       keep the smallest set of tokens holding this much probability; 1 is off.
+    top_k:       keep the k likeliest tokens; None is off.
+    min_p:       drop tokens below this share of the likeliest token's probability; 0 is off.
+    seed:        64-bit; None lets the engine draw a fresh one for each request.
+    choice:      index among several answers to one prompt; joins the seed.
+
+    Filters act in the order top_k, top_p, min_p on the distribution after temperature, as transformers' do.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    seed: int | None = None
+    choice: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InvalidParameter(f"{name} is {value}, it must be between {low:g} and {high:g}", name)
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidParameter(f"top_k is {self.top_k}, it must be at least 1", "top_k")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise InvalidParameter("seed must fit in 64 bits", "seed")
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Full-avalanche hash of 32-bit integers held in int64; products may wrap, their low 32 bits are right."""
+    x = (x ^ (x >> 16)) * _MULTIPLIERS[0] & _MASK
+    x = (x ^ (x >> 15)) * _MULTIPLIERS[1] & _MASK
+    return x ^ (x >> 16)
+
+
+def noise_key(seed: int, choice: int) -> int:
+    """Hash a 64-bit seed and a choice index to the 32-bit key of a request's noise.
+
+    Mixed in stages: a linear combination would give shifted copies of one noise across seeds.
+    """
+    key = torch.zeros((), dtype=torch.int64)
+    for word in (seed & _MASK, (seed >> 32) & _MASK, choice & _MASK):
+        key = _mix(key ^ word)
+    return int(key)
+
+
+def uniform_tail(hashed: Tensor) -> Tensor:
+    """Map hash values in [0, 2**32) to v in (0, 1), exclusive at both ends after float32 rounding.
+
+    Rounding alone would give v = 1 for the largest values, and with it infinite noise.
+    """
+    return ((hashed.float() + 0.5) * 2.0**-32).clamp(max=1.0 - 2.0**-24)
+
+
+def gumbel_noise(key: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise for every token at the given absolute positions; always finite.
+
+    key:       [] int64, see noise_key.
+    positions: [R] int64.
+
+    Returns [R, V] float32, in about [-2.9, 22.9].
+    """
+    rows = _mix(_mix(key ^ positions) ^ key)
+    tokens = _mix(torch.arange(1, vocab_size + 1, device=positions.device))
+    hashed = _mix(rows[:, None] ^ tokens)
+    return -torch.log(-torch.log1p(-uniform_tail(hashed)))
+
+
+def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Temperature and filters: the distribution a token is drawn from, as unnormalised float32 logits.
+
+    logits: [..., V]; forbidden tokens come back as -inf. At temperature 0 the logits are only made float32.
+    """
+    logits = logits.float()
+    if params.temperature == 0.0:
+        return logits
+    logits = logits / params.temperature
+    vocab_size = logits.shape[-1]
+    if params.top_k is not None and params.top_k < vocab_size:
+        threshold = logits.topk(params.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -math.inf)
+    if params.top_p < 1.0:
+        # stable: ties keep the order of token ids, so the kept set does not depend on the number of rows
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.softmax(dim=-1)
+        # a token stays while the mass before it is below top_p, so the likeliest one always stays
+        surplus = (probabilities.cumsum(dim=-1) - probabilities) >= max(params.top_p, torch.finfo(torch.float32).tiny)
+        logits = logits.masked_fill(torch.zeros_like(surplus).scatter(-1, order, surplus), -math.inf)
+    if params.min_p > 0.0:
+        threshold = logits.amax(dim=-1, keepdim=True) + math.log(params.min_p)
+        logits = logits.masked_fill(logits < threshold, -math.inf)
+    return logits
+
+
+class Sampler:
+    """Draws the token of each position for one request; the same draw for every row at a position.
+
+    Holds the request's parameters and its noise key on the device. `params.seed` must be set.
+    """
+
+    def __init__(self, params: SamplingParams, device: torch.device) -> None:
+        if params.seed is None:
+            raise InvalidParameter("a sampler needs a seed; the engine draws one when the request names none", "seed")
+        self.params = params
+        self._key = torch.tensor(noise_key(params.seed, params.choice), device=device)
+
+    def draw(self, logits: Tensor, depth: Tensor, first_position: Tensor, max_depth: int) -> Tensor:
+        """The token drawn at each row.
+
+        logits:         [N, V].
+        depth:          [N] int64, row n draws the token of absolute position first_position + depth[n].
+        first_position: [] int64.
+        max_depth:      the largest value `depth` may hold; noise is made once per depth, not per row.
+
+        Returns [N] int64.
+        """
+        processed = process_logits(logits, self.params)
+        if self.params.temperature == 0.0:
+            return processed.argmax(dim=-1)
+        positions = first_position + torch.arange(max_depth + 1, device=logits.device)
+        noise = gumbel_noise(self._key, positions, logits.shape[-1])
+        return (processed + noise[depth]).argmax(dim=-1)

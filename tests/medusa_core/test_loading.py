@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from medusa_core.config import EngineConfig
+from medusa_core.engine import Engine
+from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
+from medusa_core.loading import choose_device, choose_dtype, fix_longrope, load_backbone
+from tests.cast import CPU, TINY, make_engine, run, tiny_model
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def saved(folder: Path, family: str = "llama", **changes: object) -> str:
+    tiny_model(family, **changes).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_folder_without_a_model_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no model at .*give a folder with config.json or a hub id"):
+        Engine.load(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_folder_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+
+    with pytest.raises(ModelNotFound, match="weights"):
+        Engine.load(EngineConfig(model=model))
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv", "falcon", "jamba", "qwen3_next", "deepseek_v3", "bloom"])
+def test_families_that_cannot_work_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **TINY)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+
+    with pytest.raises(UnsupportedModel, match=family):
+        load_backbone(str(tmp_path), CPU, None, 64)
+
+
+def test_rope_that_changes_with_the_length_is_refused_by_name(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = saved(tmp_path, rope_parameters=rope)
+
+    with pytest.raises(UnsupportedModel, match=r"llama.*dynamic"):
+        load_backbone(model, CPU, None, 64)
+
+
+def test_a_context_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"1000.*256 positions; lower it"):
+        Engine.load(EngineConfig(model=saved(tmp_path), max_context=1000))
+
+
+def test_cache_memory_follows_max_context_and_not_the_models_positions(tmp_path: Path) -> None:
+    engine = Engine.load(EngineConfig(model=saved(tmp_path), max_context=40))
+
+    assert engine.info.max_context == 40
+    assert engine._cache.rows < 70
+
+
+def test_bin_weights_load_and_answer_like_safetensors(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    expected = run(Engine.load(EngineConfig(model=str(tmp_path))), PROMPT, max_tokens=12, ignore_eos=True)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+
+    engine = Engine.load(EngineConfig(model=str(tmp_path)))
+
+    assert run(engine, PROMPT, max_tokens=12, ignore_eos=True) == expected
+
+
+def test_greedy_generation_config_becomes_temperature_zero(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    facts = json.loads((tmp_path / "generation_config.json").read_text())
+    for do_sample, expected in ((False, {"temperature": 0.0}), (True, {"temperature": 0.6, "top_p": 0.9})):
+        sampling = {"do_sample": do_sample, **({"temperature": 0.6, "top_p": 0.9} if do_sample else {})}
+        (tmp_path / "generation_config.json").write_text(json.dumps({**facts, **sampling}))
+
+        assert Engine.load(EngineConfig(model=model)).info.default_sampling == expected
+
+
+def longrope(**changes: object) -> dict[str, object]:
+    """A phi3 with 32 original positions whose short and long factors differ."""
+    return {
+        "original_max_position_embeddings": 32,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.0, 1.0, 1.0],
+            "long_factor": [4.0, 3.0, 2.0, 1.5],
+            "original_max_position_embeddings": 32,
+            **changes,
+        },
+    }
+
+
+@pytest.mark.parametrize(("max_context", "chosen"), [(32, "short_factor"), (33, "long_factor")])
+def test_longrope_factors_are_fixed_by_the_context(max_context: int, chosen: str) -> None:
+    config = AutoConfig.for_model("phi3", **{**TINY, **longrope()})
+    expected = config.rope_parameters[chosen]
+
+    fix_longrope(config, max_context)
+
+    assert config.rope_parameters["short_factor"] == config.rope_parameters["long_factor"] == expected
+
+
+def test_longrope_decodes_across_its_boundary_as_one_pass_would(tmp_path: Path) -> None:
+    model = saved(tmp_path, "phi3", **longrope())
+    backbone = load_backbone(model, CPU, None, 96)
+    answer = run(make_engine(backbone, max_context=96), PROMPT, max_tokens=60)
+
+    with torch.inference_mode():
+        backbone.model.set_attn_implementation("eager")
+        tokens = torch.tensor([PROMPT + answer])
+        straight = backbone.model(tokens).logits[0].argmax(-1)
+
+    assert straight[len(PROMPT) - 1 : -1].tolist() == answer
+
+
+def test_unknown_devices_and_dtypes_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="auto, cpu or cuda"):
+        choose_device("abacus")
+    with pytest.raises(ConfigurationError, match="auto, float32"):
+        choose_dtype("float31", CPU)
+
+
+def test_dtype_auto_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere() -> None:
+    assert choose_dtype("auto", CPU) is torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) is None
