@@ -23,7 +23,7 @@ from medusa_core.config import HeadsConfig
 from medusa_core.errors import CheckpointError, HeadsMismatch, ModelNotFound
 from medusa_core.heads import DraftHeads
 
-__all__ = ["HEADS_FILES", "find_heads", "load_heads", "save_heads"]
+__all__ = ["HEADS_FILES", "find_heads", "layout_of", "load_heads", "locate", "read_tensors", "save_heads"]
 
 HEADS_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 # What training wrappers put before a key; they say nothing about the layout.
@@ -77,7 +77,7 @@ def locate(source: str | Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file; `.pt` goes through the unpickler that builds nothing but tensors."""
+    """All tensors [...] of a file by key; `.pt` goes through the unpickler that builds nothing but tensors."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -95,7 +95,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def layout_of(tensors: Mapping[str, Tensor], path: Path) -> HeadsConfig:
-    """Shape of the heads from their stripped keys; raises HeadsMismatch on any key or gap that does not belong."""
+    """Shape of the heads from their stripped keys: blocks [H, H], LM heads [V, H].
+
+    Raises HeadsMismatch on any key, gap or shape that does not belong.
+    """
     blocks: dict[tuple[int, int], Tensor] = {}
     lm_heads: dict[int, tuple[int, Tensor]] = {}
     for key, tensor in tensors.items():

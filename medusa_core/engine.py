@@ -22,7 +22,17 @@ from medusa_core.loading import choose_device, choose_dtype, default_context, lo
 from medusa_core.runners import DecodePlan, EagerRunner, Runner
 from medusa_core.sampling import Sampler, SamplingParams
 
-__all__ = ["Delta", "Engine", "EngineInfo", "GenerationRequest", "PromptStats", "StepStats"]
+__all__ = [
+    "Delta",
+    "Engine",
+    "EngineInfo",
+    "GenerationRequest",
+    "PromptStats",
+    "StepStats",
+    "default_sampling",
+    "ignore_progress",
+    "never",
+]
 
 # Until the issue on speed measures N: a small model on a CPU is best served by a small tree, a GPU has room for more.
 _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
@@ -141,6 +151,8 @@ class Engine:
         progress("loading the heads", 0.8)
         source = config.heads if config.heads is not None else find_heads(location)
         heads = load_heads(source, backbone.lm_head) if source is not None else None
+        if heads is not None:
+            heads.quantize_lm_heads()
         temperatures = torch.ones(heads.config.num_heads if heads is not None else 0, device=device)
         if source is not None and heads is not None:
             temperatures = _calibrated_temperatures(Path(source), heads.config.num_heads, device)
@@ -169,12 +181,16 @@ class Engine:
         progress("ready", 1.0)
         return engine
 
+    def forget(self) -> None:
+        """Drop what the cache holds of earlier sequences."""
+        self._cache.clear()
+
     def warm_up(self) -> None:
         """Run a few steps, so that the first request does not pay for first calls."""
         request = GenerationRequest((0,) * min(8, self.info.max_context - 1), SamplingParams(0.0), max_tokens=4)
         for _ in self.generate(replace(request, ignore_eos=True)):
             pass
-        self._cache.clear()
+        self.forget()
 
     def check(self, request: GenerationRequest) -> None:
         """Raise PromptTooLong or InvalidParameter when the request cannot run on this model."""

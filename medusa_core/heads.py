@@ -42,6 +42,7 @@ class DraftHeads(nn.Module):
         self.bias = nn.Parameter(like.new_zeros(layers, heads, hidden))
         # In a tuple the borrowed weight is neither a parameter of the heads nor moved or saved with them.
         self._borrowed = (lm_head.detach(),) if lm_head is not None and config.shared_lm_head else ()
+        self._int8: list[_Int8Linear] = []
         self.lm_head: nn.Parameter | None = None
         if not config.shared_lm_head:
             start = lm_head.detach() if lm_head is not None else torch.zeros(config.vocab_size, hidden)
@@ -65,6 +66,18 @@ class DraftHeads(nn.Module):
             rows = rows + F.silu(torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2)))
         return rows.reshape(self.config.num_heads, *hidden.shape)
 
+    def quantize_lm_heads(self) -> bool:
+        """Draft with int8 copies of the LM heads from here on; False, and no change, where torch has no such kernel.
+
+        Only for a CPU, where reading the LM heads dominates drafting. Heads propose and cannot change the output, so
+        the activations may be quantised per tensor, which a verifier's may not.
+        """
+        weights = self.lm_head if self.lm_head is not None else self._base_lm_head()[None]
+        if weights.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
+            return False
+        self._int8 = [_Int8Linear(weight.detach().float()) for weight in weights]
+        return True
+
     def project(self, states: Tensor) -> Tensor:
         """Logits of every head from its hidden states; one matrix product when the LM head is shared.
 
@@ -72,12 +85,19 @@ class DraftHeads(nn.Module):
 
         Returns [K, ..., V].
         """
+        rows = states.reshape(self.config.num_heads, -1, states.shape[-1])  # [K, R, H]
+        if self._int8:
+            groups = rows.flatten(0, 1)[None] if self.lm_head is None else rows
+            projected = torch.cat([linear(group.float()) for linear, group in zip(self._int8, groups, strict=True)])
+            return projected.reshape(*states.shape[:-1], -1)
         if self.lm_head is None:
-            if not self._borrowed:
-                raise HeadsMismatch("heads that share the base LM head were made without one")
-            return F.linear(states, self._borrowed[0])
-        rows = states.reshape(self.config.num_heads, -1, states.shape[-1])
+            return F.linear(states, self._base_lm_head())
         return torch.bmm(rows, self.lm_head.transpose(1, 2)).reshape(*states.shape[:-1], -1)
+
+    def _base_lm_head(self) -> Tensor:
+        if not self._borrowed:
+            raise HeadsMismatch("heads that share the base LM head were made without one")
+        return self._borrowed[0]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of every head.
@@ -87,3 +107,26 @@ class DraftHeads(nn.Module):
         Returns [K, ..., V]; slice k - 1 guesses the token k + 1 places after the hidden state's own.
         """
         return self.project(self.residual(hidden))
+
+
+class _Int8Linear:
+    """A linear map with int8 weights, one scale per output, and rows quantised on the fly with one common scale."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+        self._zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+        self._zero = torch.zeros((), dtype=torch.int32)
+        quantized = (weight / self._scales[:, None]).round().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(quantized, None)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map rows [R, H] to [R, V], float32."""
+        scale = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny) / 127
+        # With a single row oneDNN falls to a reference kernel that is hundreds of times slower.
+        padded = rows if rows.shape[0] > 1 else rows.expand(2, -1)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise.tensor(
+            (padded / scale).round().to(torch.int8),
+            *(scale, self._zero, self._packed, self._scales, self._zeros, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        return product[: rows.shape[0]]

@@ -8,7 +8,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
 from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
 
-__all__ = ["choose_device", "choose_dtype", "default_context", "fix_longrope", "load_backbone", "read_config"]
+__all__ = [
+    "choose_device",
+    "choose_dtype",
+    "default_context",
+    "fix_longrope",
+    "load_backbone",
+    "read_config",
+    "refuse_by_config",
+    "rope_settings",
+]
 
 # Cache rows nobody asked for are memory nobody gets back: long-context models claim positions for 100k tokens and more.
 _MAX_DEFAULT_CONTEXT = 8192

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medusa_core.errors import InvalidParameter
 
-__all__ = ["Sampler", "SamplingParams", "gumbel_noise", "noise_key", "process_logits"]
+__all__ = ["Sampler", "SamplingParams", "gumbel_noise", "noise_key", "process_logits", "uniform_tail"]
 
 _MASK = 0xFFFFFFFF
 # The two multipliers of a full-avalanche 32-bit integer hash (xor-shift-multiply, three rounds of shifts).

@@ -11,7 +11,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["IMPOSSIBLE", "BestNodes", "CandidateTree", "StaticNodes", "TreeTopology"]
+__all__ = [
+    "IMPOSSIBLE",
+    "BestNodes",
+    "CandidateTree",
+    "StaticNodes",
+    "TreeTopology",
+    "ancestor_mask",
+    "candidate_paths",
+]
 
 # Score of a candidate that cannot be drafted; finite, because 0 * -inf would be NaN in the sums of the selection.
 IMPOSSIBLE = -1e4

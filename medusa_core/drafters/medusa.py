@@ -33,13 +33,13 @@ class MedusaDrafter:
 
     @classmethod
     def best_nodes(cls, heads: DraftHeads, temperatures: Tensor, num_nodes: int) -> Self:
-        """The dynamic tree: the best nodes of every step."""
+        """The dynamic tree: the best nodes of every step. Temperatures [K]."""
         config = heads.config
         return cls(heads, BestNodes(num_nodes, config.num_heads, config.vocab_size, temperatures.device), temperatures)
 
     @classmethod
     def static(cls, heads: DraftHeads, temperatures: Tensor, topology: TreeTopology) -> Self:
-        """One fixed shape, pruned to the heads that exist."""
+        """One fixed shape, pruned to the heads that exist. Temperatures [K]."""
         fitting = topology.pruned(heads.config.num_heads, topology.num_nodes)
         return cls(heads, StaticNodes(fitting, temperatures.device), temperatures)
 

@@ -1,0 +1,31 @@
+import torch
+
+from medusa_core.drafters import DraftState, MedusaDrafter
+from medusa_core.tree import TreeTopology
+from tests.cast import random_heads
+
+HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
+HIDDEN = torch.randn(16, generator=torch.Generator().manual_seed(1))
+STATE = DraftState(torch.tensor(5), HIDDEN, torch.tensor(12))
+
+
+def test_a_node_at_depth_d_holds_a_guess_of_head_d() -> None:
+    tree = MedusaDrafter.static(HEADS, torch.ones(3), TreeTopology.chain(3)).draft(STATE)
+
+    assert tree.tokens[1:].tolist() == HEADS(HIDDEN).argmax(-1).tolist()
+
+
+def test_a_topology_deeper_than_the_heads_is_pruned_to_them() -> None:
+    drafter = MedusaDrafter.static(HEADS, torch.ones(3), TreeTopology.chain(7))
+
+    assert (drafter.num_nodes, drafter.max_depth) == (4, 3)
+    assert drafter.draft(STATE).num_nodes == 4
+
+
+def test_a_hot_head_loses_nodes_to_the_others() -> None:
+    def nodes_at_depth_one(temperatures: list[float]) -> int:
+        tree = MedusaDrafter.best_nodes(HEADS, torch.tensor(temperatures), 12).draft(STATE)
+        return int((tree.depth == 1).sum())
+
+    # a flat first head offers many equal first tokens; a sharp one spends the nodes below its favourite
+    assert nodes_at_depth_one([20.0, 1.0, 1.0]) > nodes_at_depth_one([0.05, 1.0, 1.0])

@@ -1,0 +1,36 @@
+import itertools
+
+import torch
+
+from medusa_core.acceptance import make_rule
+from medusa_core.config import SpeculationParams
+from medusa_core.decoding import prefill
+from medusa_core.drafters import DraftState
+from medusa_core.engine import never
+from medusa_core.runners import DecodePlan, EagerRunner
+from medusa_core.sampling import Sampler, SamplingParams
+from tests.cast import CPU, MockBackbone, Oracle, make_engine, run
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -> None:
+    backbone = MockBackbone()
+    plain = run(make_engine(backbone), PROMPT, max_tokens=30)
+    cache = backbone.new_cache(64)
+    computed = prefill(backbone, cache, PROMPT, 512, never)
+    assert computed is not None
+    rule = make_rule(Sampler(SamplingParams(0.0, seed=0), CPU), SpeculationParams())
+    plan = DecodePlan(Oracle(plain, len(PROMPT), backbone.vocab_size), rule)
+    state = DraftState(torch.tensor(plain[0]), computed.hidden[0], torch.tensor(len(PROMPT)))
+    straight = backbone.new_cache(64)
+
+    emitted = [plain[0]]
+    for result in itertools.islice(EagerRunner(backbone, cache).steps(plan, state, len(PROMPT)), 4):
+        emitted += result.tokens
+        # the committed rows are those that computing the tokens one after another would have written
+        prefill(backbone, straight, (PROMPT + emitted)[:-1], 1, never)
+        rows = len(PROMPT) + len(emitted) - 1
+        assert torch.equal(cache.buffer[..., :rows, :], straight.buffer[..., :rows, :])
+    assert emitted == plain[: len(emitted)]
+    assert len(emitted) == 1 + 4 * 4

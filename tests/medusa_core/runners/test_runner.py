@@ -1,0 +1,10 @@
+import dataclasses
+
+import pytest
+
+from medusa_core.runners import StepResult
+
+
+def test_a_step_result_cannot_be_edited_after_the_step() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        StepResult([1], 0).drafted = 3  # type: ignore[misc]

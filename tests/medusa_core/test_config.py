@@ -1,0 +1,27 @@
+import pytest
+
+from medusa_core.config import EngineConfig, HeadsConfig, SpeculationParams, model_location
+from medusa_core.errors import ConfigurationError, InvalidParameter
+
+
+@pytest.mark.parametrize("name", ["max_context", "tree_nodes", "max_depth", "prefill_chunk", "num_threads"])
+def test_sizes_below_one_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is 0"):
+        EngineConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_heads_need_a_positive_shape() -> None:
+    with pytest.raises(ConfigurationError, match="num_heads >= 1"):
+        HeadsConfig(0, 1, 8, 8, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_nodes", 0), ("epsilon", 0.0), ("delta", 1.5)])
+def test_speculation_out_of_range_names_the_request_field(name: str, value: float) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        SpeculationParams(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.param == f"speculation.{name}"
+
+
+def test_demo_is_the_shipped_checkpoint_and_other_names_stay_as_they_are() -> None:
+    assert model_location("demo").endswith("checkpoint")
+    assert model_location("some/base") == "some/base"

@@ -1,0 +1,257 @@
+from collections.abc import Iterator
+
+import pytest
+
+from medusa_core.checkpoints import save_heads
+from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.engine import Delta, Engine, GenerationRequest
+from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.sampling import SamplingParams
+from tests.cast import GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
+
+PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
+PLAIN = run(make_engine(MockBackbone()), PROMPT, max_tokens=60)
+
+
+def oracle_engine(**options: object) -> Engine:
+    """Every step of this engine emits four tokens."""
+    oracle = Oracle(PLAIN, len(PROMPT), MockBackbone().vocab_size)
+    return make_engine(MockBackbone(), drafter=oracle, tree_nodes=16, **options)  # type: ignore[arg-type]
+
+
+def deltas(engine: Engine, **options: object) -> list[Delta]:
+    return list(engine.generate(GenerationRequest(PROMPT, GREEDY, **options)))  # type: ignore[arg-type]
+
+
+def test_the_first_delta_tells_of_the_prompt_and_each_later_one_of_its_step() -> None:
+    first, *steps = deltas(oracle_engine(), max_tokens=13)
+
+    assert first.prompt is not None and first.step is None and len(first.tokens) == 1
+    assert (first.prompt.prompt_tokens, first.prompt.cached_tokens) == (8, 0)
+    assert [len(step.tokens) for step in steps] == [4, 4, 4]
+    for step in steps:
+        assert step.prompt is None and step.step is not None
+        assert (step.step.drafted, step.step.accepted) == (9, 3)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 6, 7, 8, 9])
+def test_max_tokens_cuts_inside_an_accepted_block(max_tokens: int) -> None:
+    found = deltas(oracle_engine(), max_tokens=max_tokens)
+
+    assert [token for delta in found for token in delta.tokens] == PLAIN[:max_tokens]
+    assert [delta.finish_reason for delta in found] == [None] * (len(found) - 1) + ["length"]
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_eos_and_stop_tokens_end_the_answer_inside_an_accepted_block(index: int) -> None:
+    stop = PLAIN[index]
+    expected = PLAIN[: PLAIN.index(stop) + 1]
+
+    for engine, options in (
+        (oracle_engine(eos=(stop,)), {}),
+        (oracle_engine(), {"stop_token_ids": frozenset({stop})}),
+    ):
+        found = deltas(engine, max_tokens=40, **options)
+        assert [token for delta in found for token in delta.tokens] == expected
+        assert found[-1].finish_reason == "stop"
+
+
+def test_a_stop_on_the_last_allowed_token_is_a_stop() -> None:
+    stop = PLAIN[4]
+    found = deltas(oracle_engine(eos=(stop,)), max_tokens=PLAIN.index(stop) + 1)
+
+    assert found[-1].finish_reason == "stop"
+
+
+def test_ignore_eos_goes_on_but_stop_tokens_still_stop() -> None:
+    engine = oracle_engine(eos=(PLAIN[2],))
+
+    assert run(engine, PROMPT, max_tokens=10, ignore_eos=True) == PLAIN[:10]
+    stopped = run(engine, PROMPT, max_tokens=10, ignore_eos=True, stop_token_ids=frozenset({PLAIN[5]}))
+    assert stopped == PLAIN[: PLAIN.index(PLAIN[5]) + 1]
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 9])
+def test_the_context_ends_the_answer_also_where_the_tree_would_reach_beyond_it(room: int) -> None:
+    engine = oracle_engine(max_context=len(PROMPT) + room)
+    found = deltas(engine, max_tokens=50)
+
+    assert [token for delta in found for token in delta.tokens] == PLAIN[:room]
+    assert found[-1].finish_reason == "length"
+
+
+def test_decoding_up_to_the_models_last_position_equals_plain_decoding() -> None:
+    """A tree near the end holds slots beyond the last position."""
+    backbone = MockBackbone()
+    backbone.max_positions = 24
+    heads = random_heads(backbone.lm_head)
+    plain = run(make_engine(backbone, max_context=24), PROMPT)
+
+    assert len(plain) == 16
+    assert run(make_engine(backbone, heads, tree_nodes=16, max_context=24), PROMPT) == plain
+
+
+def test_learnt_position_tables_are_never_read_beyond_their_end(tmp_path: object) -> None:
+    from medusa_core.backbone import TransformersBackbone
+
+    backbone = TransformersBackbone(tiny_model("gpt2", n_positions=24, max_position_embeddings=24))
+    heads = random_heads(backbone.lm_head)
+    plain = run(make_engine(backbone, max_context=24), PROMPT)
+
+    assert run(make_engine(backbone, heads, tree_nodes=16, max_context=24), PROMPT) == plain
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(seed=5)], ids=["greedy", "seeded"])
+def test_a_cached_prefix_changes_nothing_but_the_work(sampling: SamplingParams) -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=8)
+    first = run(engine, PROMPT, sampling, max_tokens=20)
+    longer = [*PROMPT, *first, 7, 8]
+    expected = run(make_engine(MockBackbone()), longer, sampling, max_tokens=20)
+
+    found = list(engine.generate(GenerationRequest(tuple(longer), sampling, max_tokens=20)))
+
+    assert [token for delta in found for token in delta.tokens] == expected
+    assert found[0].prompt is not None
+    # all of the first conversation but its last token, which was decided and never computed
+    assert found[0].prompt.cached_tokens >= len(PROMPT) + len(first) - 1
+
+
+def test_the_same_prompt_again_computes_only_its_last_token() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone)
+    first = run(engine, PROMPT, max_tokens=1)
+    before = backbone.computed
+
+    assert run(engine, PROMPT, max_tokens=1) == first
+    assert backbone.computed - before == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_the_size_of_prefill_chunks_changes_nothing(chunk: int) -> None:
+    assert run(make_engine(MockBackbone(), prefill_chunk=chunk), PROMPT, max_tokens=20) == PLAIN[:20]
+
+
+def test_a_cancelled_prefill_stops_after_its_chunk_and_its_rows_stay_usable() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, prefill_chunk=3)
+    answers = iter([False, True])
+
+    assert list(engine.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=5), lambda: next(answers))) == []
+    assert backbone.computed == 3
+    assert run(engine, PROMPT, max_tokens=5) == PLAIN[:5]
+    assert backbone.computed == 8 + 4
+
+
+def test_a_cancelled_answer_stops_before_the_next_step() -> None:
+    asked = 0
+
+    def stop_at_third() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    found = list(make_engine(MockBackbone()).generate(GenerationRequest(PROMPT, GREEDY), stop_at_third))
+
+    assert [token for delta in found for token in delta.tokens] == PLAIN[:3]
+    assert found[-1].finish_reason is None
+
+
+def test_an_abandoned_answer_leaves_the_engine_right_for_the_next() -> None:
+    engine = oracle_engine()
+    unfinished: Iterator[Delta] = engine.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=50))
+    next(unfinished), next(unfinished)
+
+    assert run(engine, (*PROMPT[:5], 20), max_tokens=15) == run(
+        make_engine(MockBackbone()), (*PROMPT[:5], 20), max_tokens=15
+    )
+
+
+def test_requests_without_a_seed_differ_and_with_one_repeat() -> None:
+    engine = make_engine(MockBackbone())
+
+    unseeded = {tuple(run(engine, PROMPT, SamplingParams(temperature=2.0), max_tokens=20)) for _ in range(3)}
+    seeded = {tuple(run(engine, PROMPT, SamplingParams(2.0, seed=1), max_tokens=20)) for _ in range(3)}
+    choices = {tuple(run(engine, PROMPT, SamplingParams(2.0, seed=1, choice=c), max_tokens=20)) for c in range(3)}
+
+    assert (len(unseeded), len(seeded), len(choices)) == (3, 1, 3)
+
+
+def test_typical_acceptance_takes_more_drafts_than_the_exact_rule() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=16)
+    sampling = SamplingParams(temperature=1.0, seed=3)
+    accepted = {}
+    for rule in ("exact", "typical"):
+        speculation = SpeculationParams(acceptance=rule, epsilon=0.01, delta=0.05)  # type: ignore[arg-type]
+        request = GenerationRequest(PROMPT, sampling, speculation, max_tokens=60)
+        accepted[rule] = sum(delta.step.accepted for delta in engine.generate(request) if delta.step is not None)
+
+    assert accepted["typical"] > accepted["exact"]
+
+
+@pytest.mark.parametrize("mode", ["off", "chain", "tree", "auto"])
+def test_the_mode_bounds_what_is_drafted(mode: str) -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head, 3), tree_nodes=8)
+    speculation = SpeculationParams(mode=mode)  # type: ignore[arg-type]
+    request = GenerationRequest(PROMPT, GREEDY, speculation, max_tokens=10)
+
+    drafted = {delta.step.drafted for delta in engine.generate(request) if delta.step is not None}
+
+    assert drafted == {{"off": 0, "chain": 3}.get(mode, 7)}
+
+
+def test_max_nodes_lowers_the_tree_and_never_raises_it() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head, 3), tree_nodes=8)
+    for asked, drafted in ((1, 0), (4, 3), (100, 7)):
+        request = GenerationRequest(PROMPT, GREEDY, SpeculationParams(max_nodes=asked), max_tokens=6)
+        assert {d.step.drafted for d in engine.generate(request) if d.step is not None} == {drafted}
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "reason"),
+    [
+        (GenerationRequest((), GREEDY), InvalidParameter, "no tokens"),
+        (GenerationRequest((1, 23), GREEDY), InvalidParameter, "token id 23 .* vocabulary of 23"),
+        (GenerationRequest((-1,), GREEDY), InvalidParameter, "token id -1"),
+        (GenerationRequest((1,), GREEDY, max_tokens=0), InvalidParameter, "max_tokens is 0"),
+        (GenerationRequest((1,) * 128, GREEDY, max_tokens=5), PromptTooLong, "128 tokens.*133 tokens"),
+    ],
+)
+def test_a_request_that_cannot_run_is_refused(request_: GenerationRequest, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        list(make_engine(MockBackbone()).generate(request_))
+
+
+def test_loading_finds_heads_and_calibration_beside_the_model(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    model = tiny_model("llama")
+    model.save_pretrained(folder)
+    heads = random_heads(model.get_output_embeddings().weight.detach(), 3)
+    save_heads(folder / "heads", heads, str(folder))
+    stages: list[tuple[str, float]] = []
+
+    engine = Engine.load(EngineConfig(model=str(folder)), lambda stage, share: stages.append((stage, share)))
+
+    assert (engine.info.num_heads, engine.info.tree_nodes, engine.info.device) == (3, 8, "cpu")
+    assert engine.info.eos_token_ids == (2,)
+    assert [share for _, share in stages] == sorted(share for _, share in stages) and stages[-1] == ("ready", 1.0)
+    speculation = SpeculationParams(mode="off")
+    plain = run(engine, PROMPT, max_tokens=30, ignore_eos=True, speculation=speculation)
+    assert run(engine, PROMPT, max_tokens=30, ignore_eos=True) == plain
+
+
+def test_heads_deeper_than_max_depth_are_refused_at_load(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    model = tiny_model("llama")
+    model.save_pretrained(folder)
+    save_heads(folder / "heads", random_heads(model.get_output_embeddings().weight.detach(), 3), "base")
+
+    with pytest.raises(ConfigurationError, match="max_depth is 2, the heads reach 3 deep; raise it"):
+        Engine.load(EngineConfig(model=str(folder), max_depth=2))

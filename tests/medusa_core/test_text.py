@@ -1,0 +1,237 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from medusa_core.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InvalidParameter,
+    MissingChatTemplate,
+    ModelNotFound,
+    RequestError,
+)
+from medusa_core.text import TextCodec
+from tests.tiny_tokenizers import CORPUS, save_byte_level, save_sentencepiece
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_byte_level(tmp_path_factory.mktemp("byte-level"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sentencepiece(tmp_path_factory.mktemp("llama"))
+
+
+def test_text_survives_the_way_to_ids_and_back(byte_level: Path) -> None:
+    codec = TextCodec.load(str(byte_level))
+
+    for text in (*CORPUS, "", "  two spaces", "tab\tnewline\n"):
+        assert codec.decode(codec.encode(text)) == text
+
+
+def test_a_chat_ends_where_the_assistant_begins(byte_level: Path) -> None:
+    codec = TextCodec.load(str(byte_level))
+
+    assert codec.encode_chat(MESSAGES) == codec.encode("<|start|>user\nHello<|end|><|start|>assistant\n")
+
+
+def test_a_checkpoint_with_only_a_sentencepiece_model_gives_sentencepieces_ids(llama: Path) -> None:
+    codec = TextCodec.load(str(llama))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
+
+    for text in (*CORPUS, "", "日本", "a  b\n\n"):
+        assert codec.encode(text) == [original.bos_id(), *original.encode(text)]
+        assert codec.decode(codec.encode(text)) == text
+
+
+@pytest.mark.xfail(reason="transformers' conversion adds no space of its own to a text that begins with one")
+@pytest.mark.parametrize("text", [" one space", "  two spaces"])
+def test_spaces_at_the_front_of_a_text_reach_a_sentencepiece_model(llama: Path, text: str) -> None:
+    codec = TextCodec.load(str(llama))
+
+    assert codec.decode(codec.encode(text)) == text
+
+
+def test_vicunas_template_comes_from_the_table_with_one_bos(llama: Path) -> None:
+    codec = TextCodec.load(str(llama))
+
+    tokens = codec.encode_chat(MESSAGES)
+
+    assert codec.has_chat_template
+    assert tokens[0] == codec.encode("")[0]
+    assert tokens.count(tokens[0]) == 1
+    assert codec.decode(tokens).endswith("questions. USER: Hello ASSISTANT:")
+
+
+def test_a_template_without_bos_gets_the_one_its_tokenizer_adds(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.jinja").write_text("{{ messages[0]['content'] }}")
+    codec = TextCodec.load(str(llama), tmp_path / "bare.jinja")
+
+    assert codec.encode_chat(MESSAGES) == codec.encode("Hello")
+
+
+def test_a_template_file_goes_before_the_models_own(byte_level: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("Q: {{ messages[-1]['content'] }}\nA:")
+    codec = TextCodec.load(str(byte_level), tmp_path / "mine.jinja")
+
+    assert codec.decode(codec.encode_chat(MESSAGES)) == "Q: Hello\nA:"
+
+
+def test_a_template_file_of_its_own_beside_the_tokenizer_is_found(tmp_path: Path) -> None:
+    save_byte_level(tmp_path, chat_template=None)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    codec = TextCodec.load(str(tmp_path))
+
+    assert codec.decode(codec.encode_chat(MESSAGES)) == "Hello!"
+
+
+def test_of_several_named_templates_the_default_one_is_used(tmp_path: Path) -> None:
+    save_byte_level(tmp_path, chat_template=None)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [
+        {"name": "default", "template": "plain {{ messages[0]['content'] }}"},
+        {"name": "tool_use", "template": "tools"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    codec = TextCodec.load(str(tmp_path))
+
+    assert codec.decode(codec.encode_chat(MESSAGES)) == "plain Hello"
+
+
+def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
+    codec = TextCodec.load(str(save_byte_level(tmp_path, chat_template=None)))
+
+    assert not codec.has_chat_template
+    with pytest.raises(MissingChatTemplate, match="--chat-template FILE"):
+        codec.encode_chat(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ messages[0].nothing.at_all }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% for i in range(999999999) %}{% endfor %}",
+        "{{ 1 // 0 }}",
+    ],
+)
+def test_what_a_template_cannot_render_is_the_messages_fault(byte_level: Path, tmp_path: Path, template: str) -> None:
+    (tmp_path / "strict.jinja").write_text(template)
+    codec = TextCodec.load(str(byte_level), tmp_path / "strict.jinja")
+
+    with pytest.raises(InvalidParameter) as caught:
+        codec.encode_chat(MESSAGES)
+
+    assert caught.value.param == "messages"
+
+
+def test_lone_surrogates_are_refused(byte_level: Path) -> None:
+    codec = TextCodec.load(str(byte_level))
+
+    with pytest.raises(RequestError, match="surrogate"):
+        codec.encode("a\ud800")
+    with pytest.raises(RequestError, match="surrogate") as caught:
+        codec.encode_chat([{"role": "user", "content": "\udc00"}])
+    assert caught.value.param == "messages"
+
+
+def test_the_truncation_of_a_models_training_cuts_no_prompt(tmp_path: Path) -> None:
+    save_byte_level(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    codec = TextCodec.load(str(tmp_path))
+
+    assert codec.decode(codec.encode(CORPUS[1])) == CORPUS[1]
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+def broken_json(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs")
+
+
+def unknown_sentencepiece(folder: Path) -> None:
+    save_sentencepiece(folder, tokenizer_class="XLNetTokenizer")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (nothing, "neither tokenizer.json nor tokenizer.model"),
+        (broken_json, "tokenizer.json.*JSON"),
+        (unknown_sentencepiece, "XLNetTokenizer"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(tmp_path)
+
+    with pytest.raises(CheckpointError, match=message):
+        TextCodec.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "../nowhere", "two words"])
+def test_a_name_that_is_no_folder_and_no_hub_id_is_not_found(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="give a folder or a hub id"):
+        TextCodec.load(name)
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    save_byte_level(repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    program = "from medusa_core.text import TextCodec; assert TextCodec.load('someone/some-model').encode('Hello')"
+
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_a_template_file_that_is_missing_or_no_template_stops_the_start(byte_level: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.jinja"):
+        TextCodec.load(str(byte_level), tmp_path / "nowhere.jinja")
+    (tmp_path / "broken.jinja").write_text("{% for %}")
+    with pytest.raises(ConfigurationError, match=r"broken\.jinja.*not a chat template"):
+        TextCodec.load(str(byte_level), tmp_path / "broken.jinja")
+
+
+def test_code_that_a_checkpoint_brings_is_not_run(tmp_path: Path) -> None:
+    save_byte_level(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+
+    TextCodec.load(str(tmp_path))
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_reading_and_writing_text_leaves_torch_alone(byte_level: Path, llama: Path) -> None:
+    program = f"""
+import sys
+from medusa_core.text import TextCodec
+for folder in ({str(byte_level)!r}, {str(llama)!r}):
+    codec = TextCodec.load(folder)
+    tokens = codec.encode_chat([{{"role": "user", "content": "Hello"}}])
+    stream = codec.stream(["x"])
+    stream.push(tokens), stream.finish(), codec.decode(tokens)
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

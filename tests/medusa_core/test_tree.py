@@ -1,0 +1,157 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medusa_core.tree import IMPOSSIBLE, BestNodes, CandidateTree, StaticNodes, TreeTopology, candidate_paths
+from tests.cast import CPU
+
+ROOT = torch.tensor(3)
+
+
+@st.composite
+def topologies(draw: st.DrawFn, max_nodes: int = 12) -> TreeTopology:
+    """Any tree: each node hangs under an earlier one, with the next free rank."""
+    paths: list[tuple[int, ...]] = [()]
+    children: dict[tuple[int, ...], int] = {}
+    for _ in range(draw(st.integers(0, max_nodes - 1))):
+        parent = draw(st.sampled_from(paths))
+        rank = children.get(parent, 0)
+        children[parent] = rank + 1
+        paths.append((*parent, rank))
+    return TreeTopology.from_paths(paths[1:])
+
+
+def head_log_probs(heads: int, vocab: int, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(heads, vocab, generator=generator)).log_softmax(-1)
+
+
+def brute_force(log_probs: torch.Tensor, nodes: int, penalty: float = 1e-4) -> set[tuple[int, ...]]:
+    """Token paths of the best nodes, by listing every path there is."""
+    heads, vocab = log_probs.shape
+    scored = [
+        (sum(float(log_probs[d, t]) for d, t in enumerate(path)) - penalty * len(path), path)
+        for depth in range(1, heads + 1)
+        for path in itertools.product(range(vocab), repeat=depth)
+    ]
+    return {path for _, path in sorted(scored, reverse=True)[: nodes - 1]}
+
+
+def token_paths(tree: CandidateTree) -> list[tuple[int, ...]]:
+    """The tokens from below the root to each node."""
+    paths: list[tuple[int, ...]] = [()]
+    for node in range(1, tree.num_nodes):
+        paths.append((*paths[int(tree.parent[node])], int(tree.tokens[node])))
+    return paths
+
+
+def test_a_chain_has_one_node_per_depth() -> None:
+    assert TreeTopology.chain(3).paths == ((0,), (0, 0), (0, 0, 0))
+    assert TreeTopology.chain(3).parents == (0, 0, 1, 2)
+    assert TreeTopology.root_only().num_nodes == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [([(0, 0)], "no parent"), ([(0,), (0,)], "twice"), ([()], "twice"), ([(-1,)], "negative")],
+)
+def test_malformed_topologies_are_refused(paths: list[tuple[int, ...]], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        TreeTopology.from_paths(paths)
+
+
+def test_pruning_keeps_a_tree_that_so_many_heads_can_fill() -> None:
+    tree = TreeTopology.from_paths([(0,), (1,), (0, 0), (0, 0, 0), (0, 0, 0, 0)])
+
+    assert tree.pruned(max_depth=2, max_nodes=99).paths == ((0,), (1,), (0, 0))
+    assert tree.pruned(max_depth=9, max_nodes=3).paths == ((0,), (1,))
+
+
+@given(topologies())
+def test_the_ancestor_mask_is_reflexive_transitive_and_counts_depth(topology: TreeTopology) -> None:
+    tree = CandidateTree.from_topology(topology, torch.zeros(topology.num_nodes, dtype=torch.long))
+    mask = tree.ancestors.long()
+
+    assert bool(tree.ancestors.diagonal().all())
+    assert torch.equal(mask.sum(1) - 1, tree.depth)
+    assert bool(((mask @ mask > 0) == tree.ancestors).all())
+    assert bool((tree.parent <= torch.arange(tree.num_nodes)).all())
+
+
+@given(st.integers(1, 9))
+def test_a_chain_of_tokens_is_the_chain_topology(length: int) -> None:
+    tokens = torch.arange(length)
+    chain, topology = CandidateTree.chain(tokens), CandidateTree.from_topology(TreeTopology.chain(length - 1), tokens)
+
+    for name in ("tokens", "parent", "depth", "ancestors", "used"):
+        assert torch.equal(getattr(chain, name), getattr(topology, name)), name
+    assert chain.max_depth == topology.max_depth
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 14), st.integers(1, 3), st.integers(2, 5), st.integers(0, 10_000))
+def test_one_top_k_finds_exactly_the_best_nodes(nodes: int, heads: int, vocab: int, seed: int) -> None:
+    log_probs = head_log_probs(heads, vocab, seed)
+    tree = BestNodes(nodes, heads, vocab, CPU).build(ROOT, log_probs)
+
+    assert set(token_paths(tree)[1:]) == brute_force(log_probs, nodes)
+
+
+@pytest.mark.parametrize(("nodes", "heads", "size"), [(16, 3, 86), (16, 4, 129), (32, 3, 257), (64, 4, 1456)])
+def test_the_list_of_candidate_paths_has_its_known_size(nodes: int, heads: int, size: int) -> None:
+    assert len(candidate_paths(nodes, heads, 4096)) == size
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 40), st.integers(1, 4), st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 3.0, 60.0]))
+def test_every_kept_node_keeps_its_parent_and_siblings_differ(
+    nodes: int, heads: int, seed: int, sharpness: float
+) -> None:
+    """Sharpness 0 makes every token equal, 60 makes one certain: both are ties that could part child and parent."""
+    tree = BestNodes(nodes, heads, 50, CPU).build(ROOT, head_log_probs(heads, 50, seed, sharpness))
+
+    assert tree.num_nodes == nodes
+    assert torch.equal(tree.depth[1:], tree.depth[tree.parent[1:]] + 1)
+    assert torch.equal(tree.ancestors.sum(1) - 1, torch.where(tree.used, tree.depth, 0))
+    paths = token_paths(tree)
+    assert len(set(paths)) == len(paths)
+
+
+def test_fewer_paths_than_slots_give_a_smaller_tree() -> None:
+    assert BestNodes(64, 1, 5, CPU).num_nodes == 6
+
+
+def test_impossible_candidates_stay_unused_and_attend_only_to_themselves() -> None:
+    log_probs = torch.full((2, 6), -math.inf)
+    log_probs[0, 4] = log_probs[1, 2] = 0.0
+    tree = BestNodes(8, 2, 6, CPU).build(ROOT, log_probs)
+
+    used = set(itertools.compress(token_paths(tree), tree.used.tolist()))
+    assert used == {(), (4,), (4, 2)}
+    assert torch.equal(tree.ancestors[~tree.used], torch.eye(8, dtype=torch.bool)[~tree.used])
+    assert math.isfinite(IMPOSSIBLE)
+
+
+def test_static_nodes_take_each_heads_ranks() -> None:
+    log_probs = torch.tensor([[0.1, 0.5, 0.4], [0.6, 0.1, 0.3]]).log()
+    topology = TreeTopology.from_paths([(0,), (1,), (1, 0), (1, 1)])
+    tree = StaticNodes(topology, CPU).build(ROOT, log_probs)
+
+    assert token_paths(tree) == [(), (1,), (2,), (2, 0), (2, 2)]
+    assert int(tree.tokens[0]) == 3
+
+
+@given(topologies(), st.integers(0, 10_000))
+def test_a_node_lives_when_its_whole_ancestry_matched(topology: TreeTopology, seed: int) -> None:
+    tree = CandidateTree.from_topology(topology, torch.zeros(topology.num_nodes, dtype=torch.long))
+    match = torch.rand(tree.num_nodes, generator=torch.Generator().manual_seed(seed)) < 0.6
+
+    walked = [bool(match[0])]
+    for node in range(1, tree.num_nodes):
+        walked.append(bool(match[node]) and walked[topology.parents[node]])
+
+    assert tree.living(match).tolist() == walked
