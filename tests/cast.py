@@ -30,8 +30,8 @@ class MockBackbone:
     max_positions = 512
     device = CPU
 
-    def __init__(self, vocab_size: int = 23, seed: int = 0) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size: int = 23, seed: int = 0, sharpness: float = 4.0) -> None:
+        self.vocab_size, self._sharpness = vocab_size, sharpness
         generator = torch.Generator().manual_seed(seed)
         self._embedding = torch.randint(0, 64, (vocab_size, self.hidden_size), generator=generator).double()
         self._frequencies = torch.rand(self.hidden_size, generator=generator, dtype=torch.float64) * 3
@@ -51,7 +51,7 @@ class MockBackbone:
         keys, _ = cache.layers[0].update(rows[None, None], rows[None, None])
         attended = tree_mask(tree, past, visible_rows, None).double() @ keys[0, 0]
         hidden = torch.sin(attended * self._frequencies)
-        logits = 4 * hidden @ self.lm_head.T
+        logits = self._sharpness * hidden @ self.lm_head.T
         return Forward(hidden, logits[-1:] if last_only else logits)
 
 
