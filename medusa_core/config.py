@@ -8,6 +8,9 @@ from medusa_core.errors import ConfigurationError, InvalidParameter
 
 __all__ = ["AcceptanceName", "EngineConfig", "HeadsConfig", "SpeculationMode", "SpeculationParams", "model_location"]
 
+# Beyond this every known device spends more on computing the nodes than they bring (Medusa's own limit is 64).
+_MAX_TREE_NODES = 256
+
 SpeculationMode = Literal["auto", "tree", "chain", "off"]
 AcceptanceName = Literal["exact", "typical"]
 
@@ -42,6 +45,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} is {value}, it must be at least 1")
+        if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
+            raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,10 @@ class BestNodes:
         self._rank = torch.tensor([path[-1] for path in paths], dtype=torch.long, device=device)
         self._depth = torch.tensor(topology.depths[1:], dtype=torch.long, device=device)
         self._parent = torch.tensor(topology.parents[1:], dtype=torch.long, device=device)  # the root counts as 0
-        self._ancestors = ancestor_mask(topology.parents).to(device)  # [U + 1, U + 1]
+        # [U + 1, levels + 1], each path's nodes from the root down, then itself again; the root counts as 0
+        place = {path: node for node, path in enumerate(((), *paths))}
+        lineages = [[place[path[:depth]] for depth in range(levels + 1)] for path in ((), *paths)]
+        self._lineages = torch.tensor(lineages, dtype=torch.long, device=device)
         self._on_path = torch.arange(levels, device=device) < self._depth[:, None]  # [U, levels]
         self._root_index = torch.zeros(1, dtype=torch.long, device=device)
         self._slots = torch.arange(self.num_nodes, device=device)
@@ -227,12 +230,12 @@ class BestNodes:
         kept = torch.cat([self._root_index, keep + 1])  # [N], the root counts as 0
         place = kept.new_zeros(self._depth.shape[0] + 1).index_copy_(0, kept, self._slots)
         used = torch.cat([self._eye[0, :1], score[keep] > IMPOSSIBLE])
-        ancestors = self._ancestors[kept[:, None], kept] & used[:, None] | self._eye
+        ancestors = torch.zeros_like(self._eye).scatter_(1, place[self._lineages[kept]], True)
         return CandidateTree(
             tokens=torch.cat([root.reshape(1), token[depth - 1, self._rank[keep]]]),
             parent=torch.cat([self._root_index, place[self._parent[keep]]]),
             depth=torch.cat([self._root_index, depth]),
-            ancestors=ancestors,
+            ancestors=ancestors & used[:, None] | self._eye,
             used=used,
             max_depth=self.max_depth,
         )

@@ -25,3 +25,8 @@ def test_speculation_out_of_range_names_the_request_field(name: str, value: floa
 def test_demo_is_the_shipped_checkpoint_and_other_names_stay_as_they_are() -> None:
     assert model_location("demo").endswith("checkpoint")
     assert model_location("some/base") == "some/base"
+
+
+def test_a_tree_beyond_the_largest_useful_size_is_refused_with_the_limit() -> None:
+    with pytest.raises(ConfigurationError, match="tree_nodes is 257, it must be at most 256"):
+        EngineConfig(tree_nodes=257)
