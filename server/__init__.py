@@ -1,0 +1,1 @@
+"""Text and JSON over HTTP in front of one worker process; never imports torch."""

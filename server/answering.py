@@ -1,0 +1,358 @@
+"""From a checked request to its answer: queue it, turn tokens into text, cut, count, respond.
+
+The worker sends tokens, a step at a time. Stop strings are found here, so the cut is made here, and so is the
+counting: steps whose tokens were delivered, and tokens up to the cut.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from medusa_core.config import SpeculationParams
+from medusa_core.errors import EngineError, InvalidParameter, MedusaError, PromptTooLong, UnknownModel
+from medusa_core.text import TextCodec, TextStream
+from server.metrics import Metrics, ModelMetrics
+from server.schemas.common import GenerationFields, SpeculationStats, Usage
+from server.streaming import stream_response
+from server.worker.client import Job, WorkerClient
+from server.worker.messages import FinishReason, Generate, Sampling, Speculation, TokenDelta, WorkerInfo
+
+__all__ = ["Answer", "AnswerShape", "Answering", "ClientGone", "check_prompt", "to_generate", "unless_gone"]
+
+T = TypeVar("T")
+
+ARRIVED = "medusa.arrived"
+CLIENT_CLOSED_REQUEST = 499
+
+
+class ClientGone(Exception):
+    """The client has closed its connection; there is nobody to answer."""
+
+
+class AnswerShape(Protocol):
+    """How one endpoint writes an answer; one value per request, so ids and times agree in all chunks."""
+
+    @property
+    def endpoint(self) -> str:
+        """Label of medusa_requests_total."""
+        ...
+
+    def whole(self, text: str, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> Mapping[str, Any]:
+        """The answer in one piece."""
+        ...
+
+    def opening(self) -> Sequence[Mapping[str, Any]]:
+        """Chunks before the first text."""
+        ...
+
+    def piece(self, text: str) -> Mapping[str, Any]:
+        """A chunk of text."""
+        ...
+
+    def finish(self, reason: FinishReason, stats: SpeculationStats) -> Mapping[str, Any]:
+        """The chunk that says why the answer ended."""
+        ...
+
+    def usage(self, usage: Usage) -> Mapping[str, Any]:
+        """The extra chunk of stream_options.include_usage."""
+        ...
+
+
+def check_prompt(prompt: list[int], requested: int | None, info: WorkerInfo, param: str) -> None:
+    """Refuse what the engine would refuse, before it waits in the queue.
+
+    Raises PromptTooLong, or InvalidParameter for an empty prompt and ids outside the vocabulary.
+    """
+    if not prompt:
+        raise InvalidParameter(f"{param} holds no token; send some text", param)
+    if len(prompt) >= info.max_context:
+        raise PromptTooLong(len(prompt), requested if requested is not None else 1, info.max_context, param)
+    outside = next((token for token in prompt if not 0 <= token < info.vocab_size), None)
+    if outside is not None:
+        raise InvalidParameter(f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}", param)
+
+
+def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | None, info: WorkerInfo) -> Generate:
+    """The worker's request; sampling fields that are left out come from the model.
+
+    Raises InvalidParameter for stop_token_ids outside the vocabulary and speculation out of range.
+    """
+    outside = next((token for token in body.stop_token_ids if not 0 <= token < info.vocab_size), None)
+    if outside is not None:
+        message = f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}"
+        raise InvalidParameter(message, "stop_token_ids")
+    speculation = body.speculation.params() if body.speculation is not None else SpeculationParams()
+    default = info.default_sampling
+    top_k = body.top_k if body.top_k is not None else default.get("top_k", 0)
+    return Generate(
+        id=0,
+        prompt=prompt,
+        sampling=Sampling(
+            temperature=body.temperature if body.temperature is not None else default.get("temperature", 1.0),
+            top_p=body.top_p if body.top_p is not None else default.get("top_p", 1.0),
+            top_k=int(top_k) if top_k > 0 else None,
+            min_p=body.min_p if body.min_p is not None else default.get("min_p", 0.0),
+            seed=body.seed,
+        ),
+        speculation=Speculation(
+            mode=speculation.mode,
+            max_nodes=speculation.max_nodes,
+            acceptance=speculation.acceptance,
+            epsilon=speculation.epsilon,
+            delta=speculation.delta,
+        ),
+        # a request may name a number that fits no machine word
+        max_tokens=min(max_tokens, info.max_context) if max_tokens is not None else None,
+        stop_token_ids=body.stop_token_ids,
+        ignore_eos=body.ignore_eos,
+    )
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`, or drop it and raise ClientGone as soon as the client closes its connection.
+
+    The body must have been read: `receive` has nothing left to say but that the client left.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+@dataclass
+class Answer:
+    """One answer as it grows: tokens in, text out, everything counted on the way.
+
+    text:    where tokens become text and stop strings are found.
+    metrics: counted as deltas are delivered.
+    mode:    label of medusa_decode_steps_total.
+    arrived: monotonic time of the request.
+    """
+
+    text: TextStream
+    metrics: ModelMetrics
+    mode: str
+    endpoint: str
+    arrived: float
+    finish_reason: FinishReason | None = None
+    is_closed: bool = False
+    _prompt_tokens: int = 0
+    _cached_tokens: int = 0
+    _completion_tokens: int = 0
+    _step_tokens: int = 0
+    _drafted: int = 0
+    _decode_s: float = 0.0
+    _acceptance_lengths: list[int] = field(default_factory=list)
+    _last_delta: float = 0.0
+    _was_stopped: bool = False
+
+    def take(self, delta: TokenDelta) -> str:
+        """Count a delta and return its text that may be shown already."""
+        has_stop_token = delta.finish_reason == "stop"
+        shown = delta.tokens[:-1] if has_stop_token else delta.tokens
+        piece = self.text.push(shown)
+        used = piece.tokens_used if piece.stopped else len(delta.tokens)
+        self._was_stopped = piece.stopped
+        self.finish_reason = "stop" if piece.stopped else delta.finish_reason
+        self._count(delta, used)
+        return piece.text
+
+    def rest(self) -> str:
+        """Text that was held back until the end was known."""
+        return "" if self._was_stopped else self.text.finish()
+
+    def close(self, outcome: str) -> None:
+        """Count the request once; outcome is a finish reason, abort or error."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.metrics.count_request(self.endpoint, outcome)
+        self.metrics.e2e_latency.observe(time.monotonic() - self.arrived)
+        if self._completion_tokens > 0:
+            self.metrics.request_generation_tokens.observe(self._completion_tokens)
+            self.metrics.decode_time.observe(self._decode_s)
+
+    def usage(self) -> Usage:
+        """Tokens of the request; the stop token is counted though not shown."""
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }
+
+    def speculation(self) -> SpeculationStats:
+        """What speculation did; the first token comes from the prompt and belongs to no step."""
+        steps = sum(self._acceptance_lengths)
+        accepted = sum(length * count for length, count in enumerate(self._acceptance_lengths))
+        return {
+            "steps": steps,
+            "tokens_per_step": round(self._step_tokens / steps, 4) if steps > 0 else None,
+            "acceptance_lengths": list(self._acceptance_lengths),
+            "drafted": self._drafted,
+            "accepted": accepted,
+            "by_source": {"heads": {"drafted": self._drafted, "accepted": accepted}},
+        }
+
+    def _count(self, delta: TokenDelta, used: int) -> None:
+        now = time.monotonic()
+        gap_s, self._last_delta = now - self._last_delta, now
+        self._completion_tokens += used
+        self.metrics.generation_tokens.inc(used)
+        if delta.prompt is not None:
+            self._prompt_tokens, self._cached_tokens = delta.prompt.prompt_tokens, delta.prompt.cached_tokens
+            self.metrics.count_prompt(delta.prompt, now - self.arrived)
+        if delta.step is None or used == 0:
+            return
+        # a cut may fall inside the accepted path; the bonus is the first to go
+        accepted = min(delta.step.accepted, used)
+        self._step_tokens += used
+        self._drafted += delta.step.drafted
+        self._decode_s += delta.step.seconds
+        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
+        self._acceptance_lengths[accepted] += 1
+        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
+        self.metrics.count_source("heads", delta.step.drafted, accepted)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What the generation endpoints share: the worker, the text codec, the metrics, the served name."""
+
+    worker: WorkerClient
+    codec: TextCodec
+    metrics: Metrics
+    model_name: str
+    created: int
+
+    def check_model(self, name: str) -> None:
+        """Raises UnknownModel."""
+        if name != self.model_name:
+            raise UnknownModel(name, [self.model_name])
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id of an answer, such as chatcmpl-..."""
+        return f"{prefix}-{uuid.uuid4().hex}"
+
+    async def respond(
+        self, request: Request, body: GenerationFields, generate: Generate, text: TextStream, shape: AnswerShape
+    ) -> Response:
+        """Queue a checked request and answer it, streamed or whole.
+
+        text: turns this answer's tokens into text; knows its stop strings.
+
+        Nothing is sent before the first token: every refusal still has its own status.
+        """
+        info = self.worker.ready_info()
+        job = self.worker.submit(generate)
+        answer = Answer(
+            text=text,
+            metrics=self.metrics.of_model(info),
+            mode=_mode_label(generate, info),
+            endpoint=shape.endpoint,
+            arrived=request.scope.get(ARRIVED, job.submitted),
+        )
+        ignored = body.ignored_fields()
+        headers = {"x-ignored-fields": ignored} if ignored is not None else {}
+        is_streaming = False
+        try:
+            if not body.stream:
+                whole = await unless_gone(request.receive, self._collect(job, answer))
+                return _json(shape.whole(whole, _reason(answer), answer.usage(), answer.speculation()), headers)
+            first = await unless_gone(request.receive, _next(job))
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            chunks = self._chunks(first, job, answer, shape, include_usage)
+            is_streaming = True
+            return stream_response(chunks, lambda: self._release(job, answer), headers)
+        except ClientGone:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except MedusaError:
+            answer.close("error")
+            raise
+        finally:
+            if not is_streaming:
+                self._release(job, answer)
+
+    def _release(self, job: Job, answer: Answer) -> None:
+        """The response is over; when its answer is not, the client has left."""
+        if not answer.is_closed:
+            # the worker may have ended what the client did not wait for
+            self.metrics.count_cancelled("decode" if job.stage == "ended" else job.stage)
+            answer.close("abort")
+        job.cancel()
+
+    async def _collect(self, job: Job, answer: Answer) -> str:
+        texts: list[str] = []
+        while answer.finish_reason is None:
+            texts.append(answer.take(await _next(job)))
+        job.cancel()
+        texts.append(answer.rest())
+        answer.close(answer.finish_reason)
+        return "".join(texts)
+
+    async def _chunks(
+        self, first: TokenDelta, job: Job, answer: Answer, shape: AnswerShape, include_usage: bool
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        for chunk in shape.opening():
+            yield chunk
+        try:
+            text = answer.take(first)
+            while answer.finish_reason is None:
+                if text:
+                    yield shape.piece(text)
+                text = answer.take(await _next(job))
+        except MedusaError:
+            answer.close("error")
+            raise
+        job.cancel()
+        text += answer.rest()
+        answer.close(answer.finish_reason)
+        if text:
+            yield shape.piece(text)
+        yield shape.finish(answer.finish_reason, answer.speculation())
+        if include_usage:
+            yield shape.usage(answer.usage())
+
+
+def _mode_label(generate: Generate, info: WorkerInfo) -> str:
+    """What `auto` comes to: a tree when there are heads to draft it."""
+    mode = generate.speculation.mode
+    if mode != "auto":
+        return mode
+    return "tree" if info.num_heads > 0 else "off"
+
+
+async def _next(job: Job) -> TokenDelta:
+    try:
+        return await anext(job)
+    except StopAsyncIteration:
+        raise EngineError("the engine ended the answer without a reason") from None
+
+
+def _reason(answer: Answer) -> FinishReason:
+    assert answer.finish_reason is not None, "a collected answer has ended"
+    return answer.finish_reason
+
+
+def _json(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    return Response(msgspec.json.encode(body), headers=dict(headers), media_type="application/json")

@@ -1,0 +1,179 @@
+"""The application: routes, middleware and error handlers put together; loads and reads nothing by itself."""
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medusa_core.errors import MedusaError
+from medusa_core.text import TextCodec
+from server.answering import ARRIVED, Answering
+from server.auth import ApiKeyGuard
+from server.errors import BodyTooLarge, error_response, problem_of
+from server.metrics import Metrics
+from server.routes.chat import chat_router
+from server.routes.completions import completions_router
+from server.routes.models import models_router
+from server.routes.ops import ops_router
+from server.settings import Settings
+from server.streaming import let_streams_finish
+from server.worker.client import WorkerClient
+from server.worker.messages import Load
+
+__all__ = ["HttpObserver", "create_app", "create_worker", "http_config"]
+
+MAX_HEADER_BYTES = 16384
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+ERROR_CONTENT = {"application/json": {"schema": ERROR_SCHEMA}}
+
+GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer, or its stream", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    400: {"description": "the request cannot be honoured", "content": ERROR_CONTENT},
+    401: {"description": "the API key is missing or wrong", "content": ERROR_CONTENT},
+    404: {"description": "no such model", "content": ERROR_CONTENT},
+    413: {"description": "the body is too large", "content": ERROR_CONTENT},
+    # FastAPI would document its own shape, which this server never sends
+    422: {"description": "never sent; see 400", "content": ERROR_CONTENT},
+    429: {"description": "the queue is full; see Retry-After", "content": ERROR_CONTENT},
+    500: {"description": "the server failed", "content": ERROR_CONTENT},
+    503: {"description": "loading or shutting down; see Retry-After", "content": ERROR_CONTENT},
+}
+
+
+class HttpObserver:
+    """Outermost layer: request ids, arrival times, one count per exchange, and bodies that declare too much."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the exchange on and look at it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope[ARRIVED] = time.monotonic()
+        status = 500
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            declared = headers.get("content-length", "")
+            if declared.isdecimal() and int(declared[:20]) > self._max_body_bytes:
+                error = BodyTooLarge(self._max_body_bytes)
+                self._metrics.count_rejected("too_large")
+                await error_response(error, {"connection": "close"})(scope, receive, observed_send)
+            else:
+                await self._app(scope, receive, observed_send)
+        finally:
+            template = getattr(scope.get("route"), "path", "unknown")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.count_http(template, method, status)
+
+
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    return uvicorn.Config(
+        app,
+        # uvicorn would take httptools, which knows no limit for headers, as soon as anything installs it
+        http=H11Protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=settings.log_level in ("debug", "info"),
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+
+
+def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerClient:
+    """The client of a worker that will load what the settings say; not started yet.
+
+    factory: `package.module:name` of the engine factory the worker calls.
+    """
+    load = Load(
+        model=settings.model,
+        heads=settings.heads,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_context=settings.max_context,
+        tree_nodes=settings.tree_nodes,
+        num_threads=settings.threads,
+    )
+    return WorkerClient(load, settings.queue_size, metrics, factory)
+
+
+def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metrics: Metrics) -> FastAPI:
+    """The ASGI application over a worker, which it starts and stops with itself."""
+    let_streams_finish()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await worker.start()
+        try:
+            yield
+        finally:
+            await worker.stop()
+
+    def refuse(request: Request, error: Exception) -> Response:
+        rejected_as = problem_of(error).rejected_as
+        # a probe that hears "not ready" was not turned away
+        if rejected_as is not None and request.method == "POST":
+            metrics.count_rejected(rejected_as)
+        return error_response(error)
+
+    app = FastAPI(title="Medusa Server", version=metadata.version("medusa-server"), lifespan=lifespan)
+    for cls in (MedusaError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(cls, refuse)
+    # innermost first
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+    app.add_middleware(ApiKeyGuard, key=key, on_refused=lambda error: metrics.count_rejected("auth"))
+    app.add_middleware(HttpObserver, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+
+    answering = Answering(worker, codec, metrics, settings.served_name, int(time.time()))
+    app.include_router(chat_router(answering, GENERATION_RESPONSES))
+    app.include_router(completions_router(answering, GENERATION_RESPONSES))
+    app.include_router(models_router(answering))
+    app.include_router(ops_router(worker, metrics))
+    return app

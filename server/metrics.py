@@ -1,0 +1,201 @@
+"""Prometheus metrics, collected in the server's process: names, labels and buckets in one place."""
+
+import math
+from importlib import metadata
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from server.worker.messages import PromptStats, WorkerInfo
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "ModelMetrics"]
+
+QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+GAP_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 2.5, 5, 10, 20, 30, 60, 120, 240, 480)
+NODES = (1, 8, 16, 32, 64, 128)
+# One worker per server; replicas are told apart by their scrape target.
+WORKER = "0"
+
+
+def _one_two_five(limit: int) -> list[float]:
+    """1, 2, 5, 10, ... up to and including the first value that reaches the limit."""
+    series: list[float] = []
+    for exponent in range(math.ceil(math.log10(max(limit, 1))) + 1):
+        for factor in (1, 2, 5):
+            series.append(float(factor * 10**exponent))
+            if series[-1] >= limit:
+                return series
+    return series
+
+
+class ModelMetrics:
+    """Everything counted per model; its buckets need to know the tree's depth and the context."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str, info: WorkerInfo) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"medusa_{name}", text, ["model_name"], registry=registry).labels(model_name)
+
+        def histogram(name: str, text: str, buckets: list[float] | tuple[float, ...]) -> Histogram:
+            family = Histogram(f"medusa_{name}", text, ["model_name"], buckets=buckets, registry=registry)
+            return family.labels(model_name)
+
+        lengths = [float(length) for length in range(info.max_depth + 2)]
+        sizes = _one_two_five(info.max_context)
+        self.tokens_per_step = histogram("tokens_per_step", "tokens emitted by one verifying forward", lengths[1:])
+        self.acceptance_length = histogram(
+            "acceptance_length", "accepted drafts of one step, without the bonus", lengths[:-1]
+        )
+        self.tree_nodes = histogram("tree_nodes", "used nodes of one verified tree, root included", NODES)
+        self.drafts = counter("spec_decode_num_drafts", "trees verified")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "draft tokens verified")
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "draft tokens accepted and delivered")
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "prompt length", sizes)
+        self.request_generation_tokens = histogram("request_generation_tokens", "answer length", sizes)
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "arrival to first token", FIRST_TOKEN_S)
+        self.inter_token_latency = histogram("inter_token_latency_seconds", "step gap shared by its tokens", GAP_S)
+        self.inter_step_latency = histogram("inter_step_latency_seconds", "gap between two steps", GAP_S)
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "arrival to last token", REQUEST_S)
+        self.prefill_time = histogram("prefill_time_seconds", "time in prefill", REQUEST_S)
+        self.decode_time = histogram("decode_time_seconds", "time in decoding steps", REQUEST_S)
+        self.prompt_tokens = counter("prompt_tokens", "prompt tokens answered")
+        self.generation_tokens = counter("generation_tokens", "tokens emitted")
+        self.cache_queries = counter("prompt_cache_queries", "prompts looked up in the prefix cache")
+        self.cache_hits = counter("prompt_cache_hits", "prompts with a cached prefix")
+        self.cache_hit_tokens = counter("prompt_cache_hit_tokens", "prompt tokens found in the cache")
+        self._model_name = model_name
+        labels = ["model_name", "source"]
+        self._drafted = Counter("medusa_drafted_tokens", "draft tokens verified, by source", labels, registry=registry)
+        self._accepted = Counter(
+            "medusa_accepted_tokens", "draft tokens accepted, by source", labels, registry=registry
+        )
+        self._steps = Counter("medusa_decode_steps", "verifying forwards", ["model_name", "mode"], registry=registry)
+        self._accepted_per_position = Counter(
+            "medusa_spec_decode_num_accepted_tokens_per_pos",
+            "draft tokens accepted at a depth, counted from 0",
+            ["model_name", "position"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            "medusa_requests",
+            "answers by the way they ended",
+            ["model_name", "endpoint", "finish_reason"],
+            registry=registry,
+        )
+
+    def count_prompt(self, prompt: PromptStats, waited_s: float) -> None:
+        """A prompt was computed and its first token has arrived, waited_s after the request."""
+        self.time_to_first_token.observe(waited_s)
+        self.prompt_tokens.inc(prompt.prompt_tokens)
+        self.request_prompt_tokens.observe(prompt.prompt_tokens)
+        self.prefill_time.observe(prompt.prefill_s)
+        self.cache_queries.inc()
+        self.cache_hit_tokens.inc(prompt.cached_tokens)
+        if prompt.cached_tokens > 0:
+            self.cache_hits.inc()
+
+    def count_step(self, mode: str, emitted: int, drafted: int, accepted: int, gap_s: float) -> None:
+        """A step whose tokens were delivered, `emitted` and `accepted` after every cut, gap_s after the one before."""
+        self._steps.labels(self._model_name, mode).inc()
+        self.tokens_per_step.observe(emitted)
+        self.acceptance_length.observe(accepted)
+        self.tree_nodes.observe(drafted + 1)
+        self.inter_step_latency.observe(gap_s)
+        for _ in range(emitted):
+            self.inter_token_latency.observe(gap_s / emitted)
+        if drafted == 0:
+            return
+        self.drafts.inc()
+        self.draft_tokens.inc(drafted)
+        self.accepted_tokens.inc(accepted)
+        for position in range(accepted):
+            self._accepted_per_position.labels(self._model_name, str(position)).inc()
+
+    def count_source(self, source: str, drafted: int, accepted: int) -> None:
+        """Drafts of one source in a delivered step."""
+        self._drafted.labels(self._model_name, source).inc(drafted)
+        self._accepted.labels(self._model_name, source).inc(accepted)
+
+    def count_request(self, endpoint: str, finish_reason: str) -> None:
+        """An answer has ended: stop, length, abort or error."""
+        self._requests.labels(self._model_name, endpoint, finish_reason).inc()
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, model_name: str, queue_capacity: int) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self._model_name = model_name
+        self._model: ModelMetrics | None = None
+
+        def family(kind: type[Counter], name: str, text: str, labels: list[str]) -> Counter:
+            return kind(f"medusa_{name}", text, labels, registry=self._registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"medusa_{name}", text, ["model_name"], registry=self._registry).labels(model_name)
+
+        self._http = family(Counter, "http_requests", "HTTP requests answered", ["handler", "method", "status"])
+        self._rejected = family(Counter, "requests_rejected", "requests turned away", ["reason"])
+        self._cancelled = family(Counter, "requests_cancelled", "requests whose client left", ["stage"])
+        self._restarts = family(Counter, "worker_restarts", "workers started again", ["worker", "reason"])
+        self._up = Gauge("medusa_worker_up", "1 while the worker can answer", ["worker"], registry=self._registry)
+        self._build = Gauge(
+            "medusa_build_info", "always 1; what is running", ["version", "torch", "device"], registry=self._registry
+        )
+        self.running = gauge("num_requests_running", "requests being decoded")
+        self.waiting = gauge("num_requests_waiting", "requests in the queue")
+        self.load_seconds = gauge("model_load_seconds", "time the model took to load")
+        gauge("queue_capacity", "requests the queue can hold").set(queue_capacity)
+        self.queue_time = Histogram(
+            "medusa_request_queue_time_seconds",
+            "arrival in the queue to the worker",
+            ["model_name"],
+            buckets=QUEUE_S,
+            registry=self._registry,
+        ).labels(model_name)
+        self.set_worker_up(False)
+
+    def of_model(self, info: WorkerInfo) -> ModelMetrics:
+        """The model's own metrics; made when the first worker is ready, kept when it is replaced."""
+        if self._model is None:
+            self._model = ModelMetrics(self._registry, self._model_name, info)
+            self._build.labels(metadata.version("medusa-server"), metadata.version("torch"), info.device).set(1)
+        return self._model
+
+    def count_http(self, handler: str, method: str, status: int) -> None:
+        """One HTTP exchange; `handler` is the route's template, never the client's path."""
+        self._http.labels(handler, method, str(status)).inc()
+
+    def count_rejected(self, reason: str) -> None:
+        """A request was turned away: queue_full, too_large, auth, invalid or draining."""
+        self._rejected.labels(reason).inc()
+
+    def count_cancelled(self, stage: str) -> None:
+        """A client left while its request was queued, in prefill or in decode."""
+        self._cancelled.labels(stage).inc()
+
+    def count_restart(self, reason: str) -> None:
+        """The worker was started again."""
+        self._restarts.labels(WORKER, reason).inc()
+
+    def set_worker_up(self, is_up: bool) -> None:
+        """Whether the worker can answer."""
+        self._up.labels(WORKER).set(1 if is_up else 0)
+
+    def expose(self) -> bytes:
+        """The text format of Prometheus; its content type is CONTENT_TYPE_LATEST."""
+        return generate_latest(self._registry)

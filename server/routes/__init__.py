@@ -1,0 +1,1 @@
+"""The HTTP endpoints, one file each; server.app puts them together."""

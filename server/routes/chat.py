@@ -1,0 +1,107 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+
+from server.answering import Answering, check_prompt, to_generate
+from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest, ChunkChoice, Delta
+from server.schemas.common import SpeculationStats, Usage
+from server.worker.messages import FinishReason
+
+__all__ = ["ChatShape", "chat_router"]
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    """A chat answer on the wire."""
+
+    id: str
+    created: int
+    model: str
+    include_usage: bool
+    endpoint: Literal["chat"] = "chat"
+
+    def whole(self, text: str, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> ChatCompletion:
+        """The answer in one piece."""
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": reason,
+                }
+            ],
+            "usage": usage,
+            "speculation": stats,
+        }
+
+    def opening(self) -> list[ChatCompletionChunk]:
+        """The role, exactly once: clients concatenate what comes twice."""
+        return [self._chunk({"role": "assistant", "content": ""}, None)]
+
+    def piece(self, text: str) -> ChatCompletionChunk:
+        """A chunk of text."""
+        return self._chunk({"content": text}, None)
+
+    def finish(self, reason: FinishReason, stats: SpeculationStats) -> ChatCompletionChunk:
+        """An empty delta that says why the answer ended."""
+        chunk = self._chunk({}, reason)
+        chunk["speculation"] = stats
+        return chunk
+
+    def usage(self, usage: Usage) -> ChatCompletionChunk:
+        """The chunk without choices."""
+        chunk = self._empty()
+        chunk["usage"] = usage
+        return chunk
+
+    def _empty(self) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+            "choices": [],
+        }
+        if self.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _chunk(self, delta: Delta, reason: FinishReason | None) -> ChatCompletionChunk:
+        chunk = self._empty()
+        choice: ChunkChoice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        chunk["choices"] = [choice]
+        return chunk
+
+
+def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
+    """The endpoint over the given answering; `responses` documents its errors."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=responses)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation, streamed or in one piece."""
+        answering.check_model(body.model)
+        info = answering.worker.ready_info()
+        messages = [message.for_template() for message in body.messages]
+        prompt = await asyncio.to_thread(answering.codec.encode_chat, messages)
+        max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        check_prompt(prompt, max_tokens, info, "messages")
+        generate = to_generate(body, prompt, max_tokens, info)
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        shape = ChatShape(answering.new_id("chatcmpl"), int(time.time()), answering.model_name, include_usage)
+        text = answering.codec.stream(body.stop)
+        return await answering.respond(request, body, generate, text, shape)
+
+    return router

@@ -1,0 +1,37 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from fastapi import APIRouter
+
+from server.answering import Answering
+from server.schemas.models import Model, ModelList
+
+__all__ = ["models_router"]
+
+
+def models_router(answering: Answering) -> APIRouter:
+    """What is served; answers while the model still loads, too."""
+    router = APIRouter()
+
+    def served() -> Model:
+        info = answering.worker.info
+        return {
+            "id": answering.model_name,
+            "object": "model",
+            "created": answering.created,
+            "owned_by": "medusa",
+            "max_model_len": info.max_context if info is not None else None,
+        }
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """Every served model."""
+        return {"object": "list", "data": [served()]}
+
+    # :path, since Hugging Face ids hold a slash
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> Model:
+        """One served model, 404 for any other."""
+        answering.check_model(name)
+        return served()
+
+    return router

@@ -1,0 +1,268 @@
+"""What both generation endpoints share: fields, the tables of other known fields, usage and statistics."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+from medusa_core.config import AcceptanceName, SpeculationMode, SpeculationParams
+from medusa_core.errors import InvalidParameter, UnsupportedParameter
+
+__all__ = [
+    "ACCEPTED_WITHOUT_EFFECT",
+    "MAX_STOPS",
+    "NOT_BUILT",
+    "CachedTokens",
+    "GenerationFields",
+    "NotBuilt",
+    "SourceCounts",
+    "SpeculationFields",
+    "SpeculationStats",
+    "StreamOptions",
+    "Usage",
+]
+
+# OpenAI takes 4; evaluation harnesses send all stop strings of a task.
+MAX_STOPS = 16
+MAX_STOP_IDS = 1024
+MAX_NAMED = 16
+
+INT64 = 2**63
+
+
+@dataclass(frozen=True)
+class NotBuilt:
+    """A known field whose effect this server cannot give.
+
+    neutral: values that ask for no effect and are never refused (nor is null).
+    """
+
+    neutral: tuple[object, ...]
+    reason: str
+
+
+PENALTY = NotBuilt((0, 0.0), "penalties are not built yet; leave it out or send 0")
+TOOLS = NotBuilt(([],), "tool calls are not built yet; leave it out")
+GRAMMAR = NotBuilt((), "constrained output is not built yet; leave it out")
+TEMPLATE = NotBuilt(({},), "the chat template is the operator's choice; see --chat-template")
+
+NOT_BUILT: dict[str, NotBuilt] = {
+    "add_generation_prompt": NotBuilt((True,), "an answer always starts a new assistant turn; leave it out"),
+    "audio": NotBuilt((), "the model reads and writes text only"),
+    "best_of": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
+    "chat_template": TEMPLATE,
+    "chat_template_kwargs": TEMPLATE,
+    "continue_final_message": NotBuilt((False,), "an answer always starts a new assistant turn; leave it out"),
+    "documents": NotBuilt(([],), "documents are not built yet; put their text into a message"),
+    "echo": NotBuilt((False,), "the prompt is not repeated yet; leave it out or send false"),
+    "frequency_penalty": PENALTY,
+    "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
+    "functions": TOOLS,
+    "grammar": GRAMMAR,
+    "guided_choice": GRAMMAR,
+    "guided_grammar": GRAMMAR,
+    "guided_json": GRAMMAR,
+    "guided_regex": GRAMMAR,
+    "logit_bias": NotBuilt(({},), "biases are not built yet; leave it out"),
+    "logprobs": NotBuilt((False,), "log probabilities are not built yet; leave it out"),
+    "min_tokens": NotBuilt((0,), "a least length is not built yet; leave it out or send 0"),
+    "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
+    "n": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
+    "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
+    "presence_penalty": PENALTY,
+    "repetition_penalty": NotBuilt((1, 1.0), "penalties are not built yet; leave it out or send 1"),
+    "response_format": NotBuilt(({"type": "text"},), "only text answers are built so far; leave it out"),
+    "structured_outputs": GRAMMAR,
+    "suffix": NotBuilt(("",), "text after the answer cannot be given; leave it out"),
+    "tool_choice": NotBuilt(("none", "auto"), TOOLS.reason),
+    "tools": TOOLS,
+    "top_logprobs": NotBuilt((0,), "log probabilities are not built yet; leave it out or send 0"),
+    "web_search_options": NotBuilt(({},), "the server never searches the web; leave it out"),
+}
+
+# Bookkeeping of OpenAI's own service: nothing an answer depends on.
+ACCEPTED_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "moderation",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+
+HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _is_same(value: object, neutral: object) -> bool:
+    """Equality that tells true from 1 and 0 from false."""
+    return type(value) is type(neutral) and value == neutral
+
+
+def _stops(value: object) -> object:
+    """A string, a list or null as a list without empty strings."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
+        raise ValueError("must be a string or a list of strings")
+    if len(value) > MAX_STOPS:
+        raise ValueError(f"holds {len(value)} strings, at most {MAX_STOPS} are taken")
+    return [stop for stop in value if stop != ""]
+
+
+def _top_k(value: object) -> object:
+    """0 and -1 are clients' words for off; null is the model's own value."""
+    return 0 if _is_same(value, -1) else value
+
+
+def _null_is_empty(value: object) -> object:
+    return [] if value is None else value
+
+
+def _null_is_false(value: object) -> object:
+    return False if value is None else value
+
+
+def _refuse_broken_text(value: dict[Any, Any]) -> None:
+    """A lone surrogate is legal JSON and no text; nothing behind this point could encode it."""
+    for name, field in value.items():
+        pending = [name, field]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, str):
+                try:
+                    item.encode()
+                except UnicodeEncodeError:
+                    raise InvalidParameter(f"{name!r} holds half of a surrogate pair, which is no text", name) from None
+            elif isinstance(item, dict):
+                pending.extend(item.keys())
+                pending.extend(item.values())
+            elif isinstance(item, list):
+                pending.extend(item)
+
+
+Flag = Annotated[bool, BeforeValidator(_null_is_false)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer; what other clients put here is ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: Flag = False
+
+
+class SpeculationFields(BaseModel):
+    """How this request speculates; what is left out is the server's default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    mode: SpeculationMode | None = None
+    max_nodes: int | None = Field(None, ge=1, lt=INT64)
+    acceptance: AcceptanceName | None = None
+    epsilon: float | None = Field(None, allow_inf_nan=False)
+    delta: float | None = Field(None, allow_inf_nan=False)
+
+    def params(self) -> SpeculationParams:
+        """The engine's parameters. Raises InvalidParameter for a value out of range."""
+        return SpeculationParams(**self.model_dump(exclude_none=True))
+
+
+class GenerationFields(BaseModel):
+    """Fields of both endpoints. Numbers are strict: neither true nor "0.5" is one."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+    model: str
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: Probability | None = None
+    top_k: Annotated[int | None, BeforeValidator(_top_k)] = Field(None, ge=0, lt=INT64)
+    min_p: Probability | None = None
+    seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
+    stop: Annotated[list[str], BeforeValidator(_stops)] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[int], BeforeValidator(_null_is_empty)] = Field(
+        default_factory=list, max_length=MAX_STOP_IDS
+    )
+    ignore_eos: Flag = False
+    stream: Flag = False
+    stream_options: StreamOptions | None = None
+    speculation: SpeculationFields | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            _refuse_broken_text(value)
+        return value
+
+    @model_validator(mode="after")
+    def _known_fields_are_honoured(self) -> "GenerationFields":
+        for name, value in (self.model_extra or {}).items():
+            entry = NOT_BUILT.get(name)
+            if entry is None or value is None or any(_is_same(value, neutral) for neutral in entry.neutral):
+                continue
+            raise UnsupportedParameter(name, entry.reason)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidParameter("stream_options needs stream: true", "stream_options")
+        return self
+
+    def ignored_fields(self) -> str | None:
+        """Value of the header x-ignored-fields: unknown fields by name, None without any.
+
+        Client text never reaches a header raw: odd names and those past the first few are only counted.
+        """
+        unknown = [n for n in (self.model_extra or {}) if n not in NOT_BUILT and n not in ACCEPTED_WITHOUT_EFFECT]
+        if not unknown:
+            return None
+        named = [name for name in unknown if HEADER_NAME.fullmatch(name)][:MAX_NAMED]
+        uncounted = len(unknown) - len(named)
+        return ", ".join([*named, f"+{uncounted}"] if uncounted else named)
+
+
+class CachedTokens(TypedDict):
+    """Part of usage."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """Tokens of a request, as OpenAI counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class SourceCounts(TypedDict):
+    """Drafts of one source."""
+
+    drafted: int
+    accepted: int
+
+
+class SpeculationStats(TypedDict):
+    """What speculation did for one answer, counted over delivered steps and tokens.
+
+    tokens_per_step:    tokens emitted by steps / steps, bonus included; null when the answer needed no step.
+    acceptance_lengths: how many steps accepted 0, 1, 2, ... drafts, bonus not included.
+    """
+
+    steps: int
+    tokens_per_step: float | None
+    acceptance_lengths: list[int]
+    drafted: int
+    accepted: int
+    by_source: dict[Literal["heads"], SourceCounts]

@@ -1,0 +1,147 @@
+"""Everything the operator may choose, read once at the start into one frozen value."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from medusa_core.errors import ConfigurationError
+
+__all__ = ["ENV_PREFIX", "Settings", "load_settings"]
+
+ENV_PREFIX = "MEDUSA_"
+
+LogLevel = Literal["critical", "error", "warning", "info", "debug"]
+
+FILE_SOURCES = {".yaml": YamlConfigSettingsSource, ".yml": YamlConfigSettingsSource, ".toml": TomlConfigSettingsSource}
+
+
+def _auto_is_none(value: object) -> object:
+    """`auto` leaves a count to the engine."""
+    return None if value == "auto" else value
+
+
+class Settings(BaseSettings):
+    """Everything the operator may choose. Precedence: command line, MEDUSA_* variables, file, default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, validate_default=False
+    )
+
+    model: str = Field(
+        "demo", min_length=1, description="Hugging Face id or folder of the base model; demo is built in"
+    )
+    heads: str | None = Field(None, description="id, folder or file of the draft heads; left out: inside the model")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, min_length=1, description="clients must send it as a bearer token")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto is float32 on a CPU, the checkpoint's own on CUDA"
+    )
+    max_context: int | None = Field(
+        None, ge=1, description="tokens of one conversation; left out: the model's, <= 8192"
+    )
+    queue_size: int = Field(32, ge=0, description="requests that may wait while one is decoded")
+    served_model_name: str | None = Field(None, min_length=1, description="the name clients use; left out: the model's")
+    tree_nodes: Annotated[int | None, BeforeValidator(_auto_is_none)] = Field(
+        None, ge=1, description="nodes of one verified tree, root included; auto: the default of the device"
+    )
+    quantize: str = Field("none", description="weight quantisation; only none so far")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
+    chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
+    max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
+    shutdown_timeout_s: int = Field(30, ge=1, description="seconds running answers may take to end at SIGTERM")
+    log_level: LogLevel = Field("info", description="critical, error, warning, info or debug")
+    config: Path | None = Field(None, description="YAML or TOML file with any of these options")
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in requests and answers; a folder goes by its own name, not by its path."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        folder = Path(self.model)
+        return folder.resolve().name if folder.is_dir() else self.model
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, then the file that either of them names."""
+        chosen = init_settings().get("config", env_settings().get("config"))
+        if chosen is None:
+            return init_settings, env_settings
+        path = Path(chosen)
+        if not path.is_file():
+            raise ConfigurationError(f"the configuration file {str(path)!r} does not exist")
+        source = FILE_SOURCES.get(path.suffix.lower())
+        if source is None:
+            raise ConfigurationError(f"the configuration file {str(path)!r} must end in .yaml, .yml or .toml")
+        return init_settings, env_settings, source(settings_cls, path)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """pydantic-settings ignores a misspelt variable, and the operator would never learn of it."""
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    for name in environ:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+            raise ConfigurationError(f"the variable {name} is not known{_nearest(name.upper(), known)}")
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first complaint, with the names under which the operator can change the value."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return (
+            f"the option {name!r} in the configuration file is not known{_nearest(name, list(Settings.model_fields))}"
+        )
+    option = name.replace("_", "-")
+    got = "" if name == "api_key" else f", got {first['input']!r}"
+    return f"--{option} ({ENV_PREFIX}{name.upper()}): {first['msg']}{got}"
+
+
+def load_settings(chosen: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Merge the command line's values with the environment and the configuration file.
+
+    chosen:  options given on the command line, by field name; None stands for "not given".
+    environ: where unknown MEDUSA_ names are looked for, the process's own when None.
+
+    Raises ConfigurationError, one line that names the option, its limit and its variable.
+    """
+    _refuse_unknown_variables(environ if environ is not None else os.environ)
+    try:
+        settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(_one_line(error)) from error
+    except (ValueError, TypeError, OSError, YAMLError, SettingsError) as error:
+        # malformed YAML or TOML, or a file that is no mapping
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"the configuration file cannot be read: {reason}") from error
+    if settings.quantize != "none":
+        raise ConfigurationError(f"--quantize {settings.quantize} is not built yet; only none can be chosen")
+    if settings.chat_template is not None and not settings.chat_template.is_file():
+        raise ConfigurationError(f"the chat template {str(settings.chat_template)!r} does not exist")
+    return settings

@@ -1,0 +1,197 @@
+"""All that crosses the boundary between the server and its worker; msgpack over a pipe, nothing is pickled.
+
+To the worker: Load once, then Generate and Cancel in turn, Shutdown at the end.
+From the worker: Progress while loading, then Ready or LoadFailed; for every Generate any number of
+TokenDelta and exactly one of Done and Failed.
+"""
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "Cancel",
+    "Done",
+    "Failed",
+    "FinishReason",
+    "FromWorker",
+    "Generate",
+    "Load",
+    "LoadFailed",
+    "Progress",
+    "PromptStats",
+    "Ready",
+    "RemoteError",
+    "Sampling",
+    "Shutdown",
+    "Speculation",
+    "StepStats",
+    "ToWorker",
+    "TokenDelta",
+    "WorkerInfo",
+    "decode_from_worker",
+    "decode_to_worker",
+    "encode",
+]
+
+FinishReason = Literal["stop", "length"]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """medusa_core's SamplingParams; None as `seed` lets the engine draw one."""
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    seed: int | None
+
+
+class Speculation(msgspec.Struct, frozen=True):
+    """medusa_core's SpeculationParams."""
+
+    mode: Literal["auto", "tree", "chain", "off"]
+    max_nodes: int | None
+    acceptance: Literal["exact", "typical"]
+    epsilon: float
+    delta: float
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Load this model; the first message a worker gets."""
+
+    model: str
+    heads: str | None
+    device: str
+    dtype: str
+    max_context: int | None
+    tree_nodes: int | None
+    num_threads: int | None
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Answer this prompt; sent only while the worker is idle."""
+
+    id: int
+    prompt: list[int]
+    sampling: Sampling
+    speculation: Speculation
+    max_tokens: int | None
+    stop_token_ids: list[int]
+    ignore_eos: bool
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop the answer `id` before its next step; one that has ended already is no mistake."""
+
+    id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End the worker."""
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """What the loaded engine says of itself (medusa_core's EngineInfo)."""
+
+    model: str
+    device: str
+    dtype: str
+    max_context: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    num_heads: int
+    heads: str | None
+    tree_nodes: int
+    max_depth: int
+    default_sampling: dict[str, float | int]
+
+
+class RemoteError(msgspec.Struct, frozen=True):
+    """An exception of medusa_core.errors by the name of its class."""
+
+    name: str
+    message: str
+    param: str | None
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """How far loading is; `share` runs from 0 to 1."""
+
+    stage: str
+    share: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded; Generate may be sent."""
+
+    info: WorkerInfo
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be loaded; the worker ends."""
+
+    error: RemoteError
+
+
+class PromptStats(msgspec.Struct, frozen=True):
+    """What the prompt cost; comes with the first token."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_s: float
+
+
+class StepStats(msgspec.Struct, frozen=True):
+    """One verifying forward pass: drafts checked, drafts accepted (bonus not counted), its duration."""
+
+    drafted: int
+    accepted: int
+    seconds: float
+
+
+class TokenDelta(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of the answer `id`.
+
+    When finish_reason is "stop" the last token is the stop token, counted but not shown.
+    """
+
+    id: int
+    tokens: list[int]
+    prompt: PromptStats | None
+    step: StepStats | None
+    finish_reason: FinishReason | None
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The answer `id` has ended, by itself or cancelled; the worker is idle."""
+
+    id: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The answer `id` has ended with an error; the worker is idle and lives on."""
+
+    id: int
+    error: RemoteError
+
+
+ToWorker = Load | Generate | Cancel | Shutdown
+FromWorker = Progress | Ready | LoadFailed | TokenDelta | Done | Failed
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """The message as msgpack."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Read a message sent to the worker; raises msgspec.DecodeError on anything else."""
+    message: ToWorker = msgspec.msgpack.decode(data, type=ToWorker)
+    return message
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Read a message sent by the worker; raises msgspec.DecodeError on anything else."""
+    message: FromWorker = msgspec.msgpack.decode(data, type=FromWorker)
+    return message

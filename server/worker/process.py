@@ -1,0 +1,219 @@
+"""The worker process: owns the engine, answers one request after another.
+
+Its loop reads the pipe while idle; while it generates, the engine asks `should_stop` before every step and
+prefill chunk, and that is where a Cancel is read.
+"""
+
+import importlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from medusa_core.errors import MedusaError, RequestError
+from server.worker.messages import (
+    Cancel,
+    Done,
+    Failed,
+    FromWorker,
+    Generate,
+    Load,
+    LoadFailed,
+    Progress,
+    PromptStats,
+    Ready,
+    RemoteError,
+    Shutdown,
+    StepStats,
+    TokenDelta,
+    WorkerInfo,
+    decode_to_worker,
+    encode,
+)
+
+__all__ = ["EngineFactory", "WorkerEngine", "load_engine", "run"]
+
+logger = logging.getLogger("medusa.worker")
+
+
+class WorkerEngine(Protocol):
+    """What the worker needs of an engine, in the words of the messages."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What was loaded."""
+        ...
+
+    def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
+        """Answer one prompt; ends early when should_stop turns true. Raises RequestError for a refused request."""
+        ...
+
+
+EngineFactory = Callable[[Load, Callable[[str, float], None]], WorkerEngine]
+
+
+class _CoreEngine:
+    """medusa_core's engine behind the messages."""
+
+    def __init__(self, load: Load, progress: Callable[[str, float], None]) -> None:
+        from medusa_core import Engine, EngineConfig
+
+        config = EngineConfig(
+            model=load.model,
+            heads=load.heads,
+            device=load.device,
+            dtype=load.dtype,
+            max_context=load.max_context,
+            tree_nodes=load.tree_nodes,
+            num_threads=load.num_threads,
+        )
+        self._engine = Engine.load(config, progress)
+        info = self._engine.info
+        self.info = WorkerInfo(
+            model=info.model,
+            device=info.device,
+            dtype=info.dtype,
+            max_context=info.max_context,
+            vocab_size=info.vocab_size,
+            eos_token_ids=list(info.eos_token_ids),
+            num_heads=info.num_heads,
+            heads=info.heads,
+            tree_nodes=info.tree_nodes,
+            max_depth=info.max_depth,
+            default_sampling=dict(info.default_sampling),
+        )
+
+    def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
+        from medusa_core import GenerationRequest, SamplingParams, SpeculationParams
+
+        sampling, speculation = request.sampling, request.speculation
+        generation = GenerationRequest(
+            prompt=tuple(request.prompt),
+            sampling=SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                seed=sampling.seed,
+            ),
+            speculation=SpeculationParams(
+                mode=speculation.mode,
+                max_nodes=speculation.max_nodes,
+                acceptance=speculation.acceptance,
+                epsilon=speculation.epsilon,
+                delta=speculation.delta,
+            ),
+            max_tokens=request.max_tokens,
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+        )
+        for delta in self._engine.generate(generation, should_stop):
+            prompt, step = delta.prompt, delta.step
+            yield TokenDelta(
+                id=request.id,
+                tokens=list(delta.tokens),
+                prompt=None
+                if prompt is None
+                else PromptStats(prompt.prompt_tokens, prompt.cached_tokens, prompt.prefill_s),
+                step=None if step is None else StepStats(step.drafted, step.accepted, step.seconds),
+                finish_reason=delta.finish_reason,
+            )
+
+
+def load_engine(load: Load, progress: Callable[[str, float], None]) -> WorkerEngine:
+    """Load medusa_core's engine; the factory every real server uses."""
+    return _CoreEngine(load, progress)
+
+
+def _factory(path: str) -> EngineFactory:
+    """The function that `package.module:name` stands for."""
+    module, _, name = path.partition(":")
+    factory: EngineFactory = getattr(importlib.import_module(module), name)
+    return factory
+
+
+def _remote(error: Exception) -> RemoteError:
+    name = type(error).__name__ if isinstance(error, MedusaError) else "EngineError"
+    message = str(error) if isinstance(error, MedusaError) else f"the engine failed: {type(error).__name__}: {error}"
+    return RemoteError(name, message, error.param if isinstance(error, RequestError) else None)
+
+
+class _Worker:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._is_ending = False
+
+    def send(self, message: FromWorker) -> None:
+        self._connection.send_bytes(encode(message))
+
+    def should_stop(self, running: int) -> bool:
+        """Whether the answer `running` is no longer wanted; reads what has arrived without waiting."""
+        while self._connection.poll():
+            message = decode_to_worker(self._connection.recv_bytes())
+            if isinstance(message, Shutdown):
+                self._is_ending = True
+            elif not isinstance(message, Cancel):
+                raise AssertionError(f"{type(message).__name__} was sent to a busy worker")
+            elif message.id == running:
+                return True
+        return self._is_ending
+
+    def answer(self, engine: WorkerEngine, request: Generate) -> None:
+        try:
+            for delta in engine.generate(request, lambda: self.should_stop(request.id)):
+                self.send(delta)
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                logger.exception("answer %d failed", request.id)
+            self.send(Failed(request.id, _remote(error)))
+        else:
+            self.send(Done(request.id))
+
+    def serve(self, engine: WorkerEngine) -> None:
+        while not self._is_ending:
+            message = decode_to_worker(self._connection.recv_bytes())
+            if isinstance(message, Generate):
+                self.answer(engine, message)
+            elif isinstance(message, Shutdown):
+                return
+            # a Cancel that arrives here came too late: its answer has ended
+
+    def run(self, factory: str) -> None:
+        load = decode_to_worker(self._connection.recv_bytes())
+        if not isinstance(load, Load):
+            raise AssertionError("the first message to a worker is Load")
+        try:
+            engine = _factory(factory)(load, lambda stage, share: self.send(Progress(stage, share)))
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if not isinstance(error, MedusaError):
+                logger.exception("loading %s failed", load.model)
+            self.send(LoadFailed(_remote(error)))
+            return
+        self.send(Ready(engine.info))
+        self.serve(engine)
+
+
+def run(connection: Connection, factory: str) -> None:
+    """Body of the worker process: load what the first message says, then answer until Shutdown.
+
+    connection: the worker's end of a duplex pipe.
+    factory:    `package.module:name` of an EngineFactory.
+    """
+    # Ctrl-C reaches the whole process group and systemd's SIGTERM the whole unit; only the server, which still
+    # drains, decides when the worker ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        _Worker(connection).run(factory)
+    except (EOFError, BrokenPipeError):
+        # the server is gone, and nobody is left to answer
+        return

@@ -1,0 +1,95 @@
+"""An engine without a model: it repeats the prompt, three tokens a step, in milliseconds and always the same way.
+
+The seed chooses how it misbehaves, so that a test can ask for that over HTTP.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from medusa_core.errors import HeadsMismatch, InvalidParameter
+from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, WorkerInfo
+
+FACTORY = "tests.server.fake_engine:load"
+
+SPECIAL_IDS = (0, 1)  # <|start|> and <|end|> of the tiny tokenizer
+EOS = 1
+TOKENS_PER_STEP = 3
+DRAFTED = 7
+CONTEXT = 400
+VOCABULARY = 300
+
+# seeds
+CRASH_AT_ONCE, CRASH, FAIL, REFUSE, ENDLESS, LONG_PREFILL = 9001, 9002, 9003, 9004, 9005, 9006
+# values of --heads
+MISFIT, DIES, SLOW = "misfit", "dies", "slow"
+
+
+class FakeEngine:
+    def __init__(self, load: Load) -> None:
+        self.info = WorkerInfo(
+            model=load.model,
+            device="cpu",
+            dtype="float32",
+            max_context=load.max_context if load.max_context is not None else CONTEXT,
+            vocab_size=VOCABULARY,
+            eos_token_ids=[EOS],
+            num_heads=4,
+            heads=load.heads,
+            tree_nodes=DRAFTED + 1,
+            max_depth=8,
+            default_sampling={"temperature": 0.0},
+        )
+        self._last: list[int] = []
+
+    def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
+        seed = request.sampling.seed
+        if seed == REFUSE:
+            raise InvalidParameter("the engine does not like this seed", "seed")
+        if seed == CRASH_AT_ONCE:
+            os._exit(9)
+        for _ in range(200 if seed == LONG_PREFILL else 1):
+            if should_stop():
+                return
+            time.sleep(0.02 if seed == LONG_PREFILL else 0)
+        cached = 0
+        while request.prompt[:-1][cached : cached + 1] == self._last[cached : cached + 1] != []:
+            cached += 1
+        self._last = list(request.prompt)
+        prompt = PromptStats(len(request.prompt), cached, 0.001)
+        room = self.info.max_context - len(request.prompt)
+        left = room if request.max_tokens is None else min(room, request.max_tokens)
+        stops = set(request.stop_token_ids) | (set() if request.ignore_eos else {EOS})
+        words = [token for token in request.prompt if token not in SPECIAL_IDS]
+        endless = seed == ENDLESS or request.ignore_eos
+        answer = words * (1 + room // max(1, len(words))) if endless else [*words, EOS]
+        at, count = 0, 1
+        while not should_stop():
+            tokens = answer[at : at + count][:left]
+            at += count
+            stop = next((index for index, token in enumerate(tokens) if token in stops), None)
+            tokens = tokens if stop is None else tokens[: stop + 1]
+            left -= len(tokens)
+            step = None if count == 1 else StepStats(DRAFTED, TOKENS_PER_STEP - 1, 0.002)
+            reason = "stop" if stop is not None else "length" if left == 0 else None
+            yield TokenDelta(request.id, tokens, prompt if count == 1 else None, step, reason)
+            if reason is not None:
+                return
+            if seed == FAIL:
+                raise RuntimeError("a kernel was launched into the void")
+            if seed == CRASH:
+                os._exit(9)
+            if seed == ENDLESS:
+                time.sleep(0.02)
+            count = TOKENS_PER_STEP
+
+
+def load(load: Load, progress: Callable[[str, float], None]) -> FakeEngine:
+    progress("loading the fake model", 0.5)
+    if load.heads == MISFIT:
+        raise HeadsMismatch("the heads were trained for hidden size 4096, the base model has 2048; choose others")
+    if load.heads == DIES:
+        os._exit(7)
+    if load.heads == SLOW:
+        time.sleep(1)
+    return FakeEngine(load)

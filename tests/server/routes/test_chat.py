@@ -1,0 +1,130 @@
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.server.running import MODEL, Running
+
+QUESTION: list[Any] = [{"role": "user", "content": "Grüße 🙂 and more"}]
+# the fake engine repeats the rendered prompt without its special tokens
+ANSWER = "user\nGrüße 🙂 and moreassistant\n"
+
+
+def test_an_answer_is_a_chat_completion(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION)
+
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.object == "chat.completion"
+    assert answer.model == MODEL
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_stream_is_the_answer_in_pieces(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL, messages=QUESTION, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    *pieces, finish, usage = chunks
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == whole.choices[0].message.content
+    assert [chunk.choices[0].delta.role for chunk in pieces] == ["assistant"] + [None] * (len(pieces) - 1)
+    assert [chunk.choices[0].finish_reason for chunk in pieces] == [None] * len(pieces)
+    assert finish.choices[0].finish_reason == "stop"
+    assert finish.choices[0].delta.model_dump(exclude_unset=True) == {}
+    assert usage.choices == []
+    assert usage.usage is not None and whole.usage is not None
+    assert usage.usage.completion_tokens == whole.usage.completion_tokens
+    assert len({(chunk.id, chunk.object, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert all(len(chunk.choices[0].delta.content or "") < len(ANSWER) for chunk in pieces)
+
+
+def test_without_include_usage_no_chunk_is_empty(client: OpenAI) -> None:
+    chunks = list(client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True))
+
+    assert all(len(chunk.choices) == 1 for chunk in chunks)
+    assert all("usage" not in chunk.model_dump(exclude_unset=True) for chunk in chunks)
+
+
+def test_the_statistics_stand_in_the_answer_and_in_the_finish_chunk(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION)
+    *_, finish = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+
+    assert whole.model_extra is not None and finish.model_extra is not None
+    stats = whole.model_extra["speculation"]
+    assert stats == finish.model_extra["speculation"]
+    assert whole.usage is not None
+    # the first token comes from the prompt, every step emits at most three
+    assert stats["steps"] == -(-(whole.usage.completion_tokens - 1) // 3)
+    assert stats["tokens_per_step"] == round((whole.usage.completion_tokens - 1) / stats["steps"], 4)
+    assert sum(stats["acceptance_lengths"]) == stats["steps"]
+    assert stats["by_source"] == {"heads": {"drafted": stats["drafted"], "accepted": stats["accepted"]}}
+
+
+def test_the_sdks_accumulator_takes_the_stream(client: OpenAI) -> None:
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION) as stream:
+        completion = stream.get_final_completion()
+
+    assert completion.choices[0].message.content == ANSWER
+    assert completion.choices[0].message.role == "assistant"
+
+
+def test_a_wire_stream_ends_with_done_exactly_once(server: Running) -> None:
+    body = {"model": MODEL, "messages": QUESTION, "stream": True}
+    answer = server.post("/v1/chat/completions", body)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("\n\ndata: [DONE]\n\n")
+    assert answer.text.count("[DONE]") == 1
+    assert "\r" not in answer.text
+
+
+def test_text_parts_are_joined_as_they_are(client: OpenAI) -> None:
+    parts: list[Any] = [{"type": "text", "text": "Grüße 🙂"}, {"type": "text", "text": " and more"}]
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])
+
+    assert answer.choices[0].message.content == ANSWER
+
+
+def test_developer_is_another_word_for_system(client: OpenAI) -> None:
+    def prompted(role: str) -> str | None:
+        messages: list[Any] = [{"role": role, "content": "Be brief."}, *QUESTION]
+        return client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
+
+    assert prompted("developer") == prompted("system")
+
+
+def test_max_completion_tokens_goes_before_max_tokens(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_completion_tokens=5, max_tokens=9)
+
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("limit", [5000, 10**18])
+def test_a_limit_beyond_the_context_is_the_room_left(client: OpenAI, limit: int) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=limit, extra_body={"ignore_eos": True}
+    )
+
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 400
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_a_history_with_tool_calls_and_odd_keys_is_rendered(client: OpenAI) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    messages: list[Any] = [
+        {"role": "user", "content": "add", "type": "text"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=messages)
+
+    assert answer.choices[0].message.content == "user\naddassistant\ntool\n2assistant\n"

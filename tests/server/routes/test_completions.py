@@ -1,0 +1,113 @@
+import threading
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.server.running import MODEL, Running
+
+TEXT = "Hello world, how are you today? 日本語"
+
+
+def completed(client: OpenAI, **arguments: Any) -> tuple[str, str, int]:
+    """Text, finish reason and tokens, the same streamed as whole."""
+    arguments = {"model": MODEL, "prompt": TEXT, "max_tokens": 200, **arguments}
+    whole = client.completions.create(**arguments)
+    assert whole.usage is not None
+    chunks = list(client.completions.create(**arguments, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    return whole.choices[0].text, whole.choices[0].finish_reason, whole.usage.completion_tokens
+
+
+def test_an_answer_streams_as_it_is(client: OpenAI) -> None:
+    text, reason, _ = completed(client)
+
+    assert text == TEXT
+    assert reason == "stop"
+
+
+def test_sixteen_tokens_are_the_default(client: OpenAI) -> None:
+    _, reason, tokens = completed(client, max_tokens=None)
+
+    assert (reason, tokens) == ("length", 16)
+
+
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_a_limit_inside_a_step_is_exact(client: OpenAI, limit: int) -> None:
+    _, reason, tokens = completed(client, max_tokens=limit)
+
+    assert (reason, tokens) == ("length", limit)
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_a_stop_string_never_leaks_wherever_the_steps_cut_it(client: OpenAI, length: int) -> None:
+    stop = TEXT[6 : 6 + length]
+    text, reason, _ = completed(client, stop=stop)
+
+    assert text == TEXT[: TEXT.index(stop)]
+    assert reason == "stop"
+
+
+def test_the_earliest_of_many_stop_strings_wins(client: OpenAI) -> None:
+    text, reason, _ = completed(client, stop=["today", "", "how are", "nowhere"])
+
+    assert (text, reason) == ("Hello world, ", "stop")
+
+
+def test_text_held_back_for_a_stop_string_is_given_at_the_end(client: OpenAI) -> None:
+    text, reason, _ = completed(client, stop=["日本語!"])
+
+    assert (text, reason) == (TEXT, "stop")
+
+
+def test_tokens_after_a_stop_string_are_not_counted(client: OpenAI) -> None:
+    # ids of single bytes in the tiny tokenizer: "!" is 2, '"' is 3, "#" is 4 and so on
+    arguments: dict[str, Any] = {"prompt": list(range(2, 12)), "max_tokens": 50}
+    everything, _, _ = completed(client, **arguments)
+    text, reason, tokens = completed(client, stop=everything[4], **arguments)
+
+    assert (text, reason, tokens) == (everything[:4], "stop", 5)
+
+
+def test_stop_token_ids_end_the_answer_and_are_not_shown(client: OpenAI) -> None:
+    everything, _, _ = completed(client, prompt=list(range(2, 12)))
+    text, reason, tokens = completed(client, prompt=list(range(2, 12)), extra_body={"stop_token_ids": [5]})
+
+    assert (text, reason, tokens) == (everything[:3], "stop", 4)
+
+
+@pytest.mark.parametrize("prompt", [["Hello world"], [[2, 3, 4]], [2, 3, 4]])
+def test_a_prompt_may_be_ids_or_a_list_of_one(client: OpenAI, prompt: Any) -> None:
+    text, _, _ = completed(client, prompt=prompt)
+
+    assert text == ("Hello world" if isinstance(prompt[0], str) else '!"#')
+
+
+def test_nulls_are_defaults(server: Running) -> None:
+    fields = "temperature top_p top_k min_p seed stop logit_bias logprobs n best_of echo suffix user stream ignore_eos"
+    nulls = dict.fromkeys([*fields.split(), "stream_options", "speculation", "stop_token_ids", "max_tokens"])
+    answer = server.post("/v1/completions", {"model": MODEL, "prompt": "Hello", **nulls})
+
+    assert answer.status_code == 200
+    assert "x-ignored-fields" not in answer.headers
+
+
+def test_two_requests_at_once_both_complete(server: Running) -> None:
+    answers: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        with server.openai() as client:
+            answers[number] = (
+                client.completions.create(model=MODEL, prompt=f"{TEXT} {number}", max_tokens=100).choices[0].text
+            )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert answers == {number: f"{TEXT} {number}" for number in range(6)}

@@ -1,0 +1,89 @@
+"""A real server on a real socket, in a thread of the test's process, with the fake engine in its worker."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from openai import AsyncOpenAI, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from medusa_core.text import TextCodec
+from server.app import create_app, create_worker, http_config
+from server.cli import open_port
+from server.metrics import Metrics
+from server.settings import Settings
+from server.worker.client import WorkerClient
+from tests.server import fake_engine
+from tests.tiny_tokenizers import save_byte_level
+
+MODEL = "tiny"
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    worker: WorkerClient
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
+
+    def async_openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
+
+    def post(self, path: str, body: Any, **arguments: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=20, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=20, **arguments)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample by its name and its labels other than model_name."""
+        found = {}
+        for family in text_string_to_metric_families(self.get("/metrics").text):
+            for sample in family.samples:
+                labels = sorted(f"{k}={v}" for k, v in sample.labels.items() if k not in ("model_name", "worker"))
+                found[" ".join([sample.name, *labels])] = sample.value
+        return found
+
+    def wait_for(self, name: str, value: float, within_s: float = 5.0) -> None:
+        """Wait until a metric has a value."""
+        deadline = time.monotonic() + within_s
+        while (now := self.metrics().get(name, 0.0)) != value:
+            assert time.monotonic() < deadline, f"{name} is {now}, not {value}, after {within_s} s"
+            time.sleep(0.01)
+
+
+@contextmanager
+def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True, **options: Any) -> Iterator[Running]:
+    """Serve a tiny tokenizer from `folder`; `options` are settings."""
+    if not (folder / "tokenizer.json").exists():
+        save_byte_level(folder)
+    settings = Settings(
+        model=str(folder),
+        **{"served_model_name": MODEL, "port": 0, "shutdown_timeout_s": 2, "log_level": "error", **options},
+    )
+    metrics = Metrics(settings.served_name, settings.queue_size)
+    worker = create_worker(settings, metrics, factory)
+    codec = TextCodec.load(settings.model, settings.chat_template)
+    app = create_app(settings, worker, codec, metrics)
+    listener = open_port(settings.host, settings.port)
+    server = uvicorn.Server(http_config(app, settings))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while wait and worker.state.phase == "loading":
+        assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", worker)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

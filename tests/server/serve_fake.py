@@ -1,0 +1,14 @@
+"""`medusa serve`, except that its worker runs the fake engine: `python -m tests.server.serve_fake OPTION=VALUE ...`."""
+
+import sys
+
+from rich.console import Console
+
+from server.cli import one_line_errors, run_server
+from server.settings import load_settings
+from tests.server import fake_engine
+
+if __name__ == "__main__":
+    console = Console(stderr=True)
+    with one_line_errors(console):
+        run_server(load_settings(dict(word.split("=", 1) for word in sys.argv[1:])), fake_engine.FACTORY, console)

@@ -1,0 +1,252 @@
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.running import MODEL, Running, running
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+USER: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": USER, **fields}
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "hi", **fields}
+
+
+def assert_shaped(text: str) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(text)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and "\n" not in error["message"]
+    assert isinstance(error["type"], str)
+    return error
+
+
+# path, raw body, what the message or param must name
+BROKEN_BODIES = [
+    ("", "JSON"),
+    ("{", "JSON"),
+    ("null", "JSON object"),
+    ("[]", "JSON object"),
+    ('"text"', "JSON object"),
+    ("[" * 100_000 + "]" * 100_000, "JSON"),
+    ('{"model": "tiny", "prompt": "hi", "seed": ' + "9" * 5000 + "}", "JSON"),
+    ('{"model": "tiny", "prompt": "hi", "temperature": NaN}', "temperature"),
+    ('{"model": "tiny", "prompt": "hi", "temperature": 1e999}', "temperature"),
+    ('{"model": "tiny", "prompt": "hi", "top_p": -Infinity}', "top_p"),
+    ('{"model": "tiny", "prompt": "hi", "speculation": {"epsilon": NaN}}', "epsilon"),
+    ('{"model": "tiny", "prompt": "\\ud800"}', "surrogate"),
+    ('{"model": "\\ud800", "prompt": "hi"}', "surrogate"),
+    ('{"model": "tiny", "prompt": "hi", "stop": ["\\udfff"]}', "stop"),
+    ('{"model": "tiny", "prompt": "hi", "\\ud800": 1}', "surrogate"),
+]
+
+
+@pytest.mark.parametrize(("body", "named"), BROKEN_BODIES)
+def test_a_broken_body_is_a_shaped_400(server: Running, body: str, named: str) -> None:
+    answer = server.post(COMPLETIONS, None, content=body, headers={"content-type": "application/json"})
+
+    assert answer.status_code == 400
+    assert named in assert_shaped(answer.text)["message"]
+
+
+MALFORMED = [
+    (COMPLETIONS, completion(model=None), "model"),
+    (COMPLETIONS, {"prompt": "hi"}, "model"),
+    (COMPLETIONS, {"model": MODEL}, "prompt"),
+    (COMPLETIONS, completion(prompt=None), "prompt"),
+    (COMPLETIONS, completion(prompt=""), "prompt"),
+    (COMPLETIONS, completion(prompt=[]), "prompt"),
+    (COMPLETIONS, completion(prompt=[[]]), "prompt"),
+    (COMPLETIONS, completion(prompt=["a", "b"]), "prompt"),
+    (COMPLETIONS, completion(prompt=["a", 1]), "prompt"),
+    (COMPLETIONS, completion(prompt=[1, True]), "prompt"),
+    (COMPLETIONS, completion(prompt=[-1]), "prompt"),
+    (COMPLETIONS, completion(prompt=[300]), "prompt"),
+    (COMPLETIONS, completion(prompt=[2**70]), "prompt"),
+    (COMPLETIONS, completion(prompt="word " * 2000), "prompt"),
+    (COMPLETIONS, completion(max_tokens=0), "max_tokens"),
+    (COMPLETIONS, completion(max_tokens="16"), "max_tokens"),
+    (COMPLETIONS, completion(max_tokens=2**80), "max_tokens"),
+    (COMPLETIONS, completion(temperature=True), "temperature"),
+    (COMPLETIONS, completion(temperature="0.5"), "temperature"),
+    (COMPLETIONS, completion(temperature=2.1), "temperature"),
+    (COMPLETIONS, completion(temperature=10**400), "temperature"),
+    (COMPLETIONS, completion(top_p=1.5), "top_p"),
+    (COMPLETIONS, completion(min_p=-0.1), "min_p"),
+    (COMPLETIONS, completion(top_k=-2), "top_k"),
+    (COMPLETIONS, completion(seed=2**64), "seed"),
+    (COMPLETIONS, completion(seed=1.5), "seed"),
+    (COMPLETIONS, completion(stop=["x"] * 17), "stop"),
+    (COMPLETIONS, completion(stop=[1]), "stop"),
+    (COMPLETIONS, completion(stop_token_ids=[300]), "stop_token_ids"),
+    (COMPLETIONS, completion(stop_token_ids=[True]), "stop_token_ids[0]"),
+    (COMPLETIONS, completion(stop_token_ids="5"), "stop_token_ids"),
+    (COMPLETIONS, completion(stream="yes"), "stream"),
+    (COMPLETIONS, completion(stream_options={"include_usage": True}), "stream_options"),
+    (COMPLETIONS, completion(stream=True, stream_options=[]), "stream_options"),
+    (COMPLETIONS, completion(speculation={"mode": "psychic"}), "speculation.mode"),
+    (COMPLETIONS, completion(speculation={"nodes": 4}), "speculation.nodes"),
+    (COMPLETIONS, completion(speculation={"max_nodes": 0}), "speculation.max_nodes"),
+    (COMPLETIONS, completion(speculation={"epsilon": 2.0}), "speculation.epsilon"),
+    (COMPLETIONS, completion(n=2), "n"),
+    (COMPLETIONS, completion(n=True), "n"),
+    (COMPLETIONS, completion(best_of=10**9), "best_of"),
+    (COMPLETIONS, completion(logprobs=0), "logprobs"),
+    (COMPLETIONS, completion(echo=True), "echo"),
+    (COMPLETIONS, completion(suffix="end"), "suffix"),
+    (COMPLETIONS, completion(logit_bias={"5": 100}), "logit_bias"),
+    (COMPLETIONS, completion(presence_penalty=0.5), "presence_penalty"),
+    (COMPLETIONS, completion(frequency_penalty="0"), "frequency_penalty"),
+    (CHAT, chat(messages=[]), "messages"),
+    (CHAT, chat(messages="hi"), "messages"),
+    (CHAT, chat(messages=["hi"]), "messages[0]"),
+    (CHAT, chat(messages=[{"content": "hi"}]), "messages[0].role"),
+    (CHAT, chat(messages=[{"role": "wizard", "content": "hi"}]), "messages[0].role"),
+    (CHAT, chat(messages=[{"role": "user", "content": 7}]), "messages[0].content"),
+    (CHAT, chat(messages=[{"role": "user", "content": ["hi"]}]), "messages[0].content"),
+    (
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        "messages",
+    ),
+    (CHAT, chat(messages=[{"role": "user", "content": "word " * 2000}]), "messages"),
+    (CHAT, chat(max_completion_tokens=0), "max_completion_tokens"),
+    (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+    (CHAT, chat(tool_choice="required"), "tool_choice"),
+    (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
+    (CHAT, chat(prediction={"type": "content", "content": "x"}), "prediction"),
+    (CHAT, chat(modalities=["text", "audio"]), "modalities"),
+    (CHAT, chat(audio={"voice": "x"}), "audio"),
+    (CHAT, chat(logprobs=True), "logprobs"),
+    (CHAT, chat(top_logprobs=5), "top_logprobs"),
+]
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+@pytest.mark.parametrize(("path", "body", "param"), MALFORMED)
+def test_a_malformed_request_is_a_400_that_names_the_field(
+    server: Running, path: str, body: dict[str, Any], param: str, is_streaming: bool
+) -> None:
+    body = {"stream": True, **body} if is_streaming and "stream_options" not in body else body
+    answer = server.post(path, None, content=json.dumps(body), headers={"content-type": "application/json"})
+
+    assert answer.status_code == 400
+    error = assert_shaped(answer.text)
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+
+
+def test_values_without_effect_are_never_refused(server: Running) -> None:
+    neutral = {
+        "n": 1, "best_of": 1, "logprobs": False, "top_logprobs": 0, "echo": False, "suffix": "", "logit_bias": {},
+        "presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0, "tools": [],
+        "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1,
+        "prediction": None, "audio": None, "user": "me", "metadata": {"a": "b"}, "store": True,
+    }  # fmt: skip
+
+    for path, body in ((CHAT, chat(**neutral)), (COMPLETIONS, completion(**neutral))):
+        answer = server.post(path, body)
+        assert answer.status_code == 200, answer.text
+        assert "x-ignored-fields" not in answer.headers
+
+
+def test_unknown_fields_are_ignored_and_named_in_a_header(server: Running) -> None:
+    body = chat(**{"cache_salt": 1, "évil\r\nx: y": 2, "a" * 65: 3, "guidance": None})
+
+    assert server.post(CHAT, body).headers["x-ignored-fields"] == "cache_salt, guidance, +2"
+    assert server.post(CHAT, {**body, "stream": True}).headers["x-ignored-fields"] == "cache_salt, guidance, +2"
+
+
+def test_no_more_than_sixteen_ignored_fields_are_named(server: Running) -> None:
+    answer = server.post(CHAT, chat(**{f"f{number:02}": 0 for number in range(20)}))
+
+    assert answer.headers["x-ignored-fields"] == ", ".join([*(f"f{number:02}" for number in range(16)), "+4"])
+
+
+def test_an_overflow_says_so_in_the_words_that_clients_look_for(server: Running) -> None:
+    answer = server.post(COMPLETIONS, completion(prompt=[5] * 400, max_tokens=7))
+    error = assert_shaped(answer.text)
+
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith(
+        "This model's maximum context length is 400 tokens. However, you requested 407 tokens"
+    )
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_an_unknown_model_is_a_404(server: Running, path: str) -> None:
+    answer = server.post(path, {**chat(), **completion(), "model": "gpt-4o"})
+
+    assert answer.status_code == 404
+    assert assert_shaped(answer.text)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", CHAT, 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models/x/y", 404),
+    ],
+)
+def test_wrong_routes_and_methods_are_shaped_errors(server: Running, method: str, path: str, status: int) -> None:
+    with server.openai() as client:
+        answer = client._client.request(method, f"{server.url}{path}")
+
+    assert answer.status_code == status
+    assert_shaped(answer.text)
+
+
+def test_a_body_that_is_too_large_is_a_413_declared_or_not(server: Running) -> None:
+    def chunks() -> Any:
+        for _ in range(30):
+            yield b"x" * 100_000
+
+    for content in (b"x" * 2_100_000, chunks()):
+        answer = server.post(COMPLETIONS, None, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert assert_shaped(answer.text)["code"] == "request_too_large"
+
+
+def test_a_body_of_another_type_is_told_which_one_is_wanted(server: Running) -> None:
+    answer = server.post(COMPLETIONS, None, content="hello", headers={"content-type": "text/plain"})
+
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in assert_shaped(answer.text)["message"]
+
+
+def test_a_giant_header_is_refused(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Big: " + b"x" * 200_000)
+        assert connection.recv(100).startswith(b"HTTP/1.1 4")
+
+
+def test_request_ids_are_echoed_and_never_raw(server: Running) -> None:
+    assert server.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert server.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_the_schema_of_the_api_can_be_read(server: Running) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+
+    assert {CHAT, COMPLETIONS, "/v1/models", "/health", "/ready", "/metrics"} <= set(paths)
+    assert "text/event-stream" in paths[CHAT]["post"]["responses"]["200"]["content"]
+
+
+def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
+    with running(tmp_path, api_key="sesame") as server:
+        refused = server.post(CHAT, None, content="{", headers={"authorization": "Bearer wrong"})
+        assert refused.status_code == 401
+        assert assert_shaped(refused.text)["code"] == "invalid_api_key"
+        assert server.post(CHAT, chat(), headers={"authorization": "Bearer sesame"}).status_code == 200
+        assert [server.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
+        assert [server.get(path).status_code for path in ("/", "/docs", "/v1/models")] == [401, 401, 401]
+        assert server.metrics()["medusa_requests_rejected_total reason=auth"] == 4

@@ -1,0 +1,185 @@
+"""The real engine behind the real server: a tiny random model, and the demo model where it is shipped."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from medusa_core.checkpoints import save_heads
+from medusa_core.text import TextCodec
+from server.worker.client import ENGINE_FACTORY
+from tests.cast import random_heads
+from tests.server.running import MODEL, Running, running
+from tests.tiny_tokenizers import save_byte_level
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "medusa_core" / "demo" / "checkpoint"
+PROMPT = "def dedent(text):"
+
+
+def save_tiny_checkpoint(folder: Path) -> Path:
+    """A random Llama with the tiny tokenizer, and random heads in `heads/`."""
+    save_byte_level(folder)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        # wide enough that a random model does not repeat itself
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    save_heads(folder / "heads", random_heads(model.lm_head.weight), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path) -> Iterator[Running]:
+    with running(checkpoint, ENGINE_FACTORY, heads=str(checkpoint / "heads"), tree_nodes=8, threads=1) as server:
+        assert server.worker.state.phase == "ready", server.worker.state.detail
+        yield server
+
+
+def complete(server: Running, **fields: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 60, "temperature": 0, **fields}
+    answer = server.post("/v1/completions", body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 1, "seed": 11}, {"temperature": 0.7, "seed": 3}]
+)
+def test_speculation_does_not_change_the_text(server: Running, sampling: dict[str, Any]) -> None:
+    answers = [complete(server, **sampling, speculation={"mode": mode}) for mode in ("tree", "chain", "off", "auto")]
+
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert len({answer["usage"]["completion_tokens"] for answer in answers}) == 1
+    assert answers[0]["speculation"]["drafted"] > 0
+    assert answers[2]["speculation"]["drafted"] == 0
+    assert answers[2]["speculation"]["tokens_per_step"] == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_stream_equals_the_answer(server: Running, temperature: float) -> None:
+    arguments: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Grüße 🙂"}],
+        "max_tokens": 80,
+        "temperature": temperature,
+        "seed": 5,
+    }
+    with server.openai() as client:
+        whole = client.chat.completions.create(**arguments)
+        chunks = list(client.chat.completions.create(**arguments, stream=True))
+
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_a_stop_string_ends_the_answer_before_it(server: Running) -> None:
+    text = complete(server)["choices"][0]["text"]
+    stop = text[10:14]
+    stopped = complete(server, stop=stop)
+
+    assert stopped["choices"][0]["text"] == text[: text.index(stop)]
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+    assert stopped["usage"]["completion_tokens"] < 60
+
+
+def test_the_second_turn_finds_its_history_in_the_cache(server: Running) -> None:
+    first = complete(server, prompt=PROMPT * 3, max_tokens=20)
+    # the last token is decided and not yet computed
+    second = complete(server, prompt=PROMPT * 3, max_tokens=20)
+
+    assert second["choices"] == first["choices"]
+    prompt_tokens = second["usage"]["prompt_tokens"]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == prompt_tokens - 1
+
+
+def test_ids_and_text_are_the_same_prompt(server: Running, checkpoint: Path) -> None:
+    ids = TextCodec.load(str(checkpoint)).encode(PROMPT)
+
+    assert complete(server, prompt=ids)["choices"] == complete(server)["choices"]
+
+
+def test_the_context_bounds_every_answer(server: Running) -> None:
+    answer = complete(server, max_tokens=10_000, ignore_eos=True)
+
+    assert answer["usage"]["total_tokens"] == 256
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 230, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
+        next(response.iter_lines())
+    began = time.monotonic()
+
+    complete(server, max_tokens=1)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"heads": "/nowhere/heads"}, "/nowhere/heads"),
+        ({"device": "cuda:99"}, "cuda"),
+        ({"max_context": 100_000}, "100000"),
+    ],
+)
+def test_what_the_engine_refuses_is_told(checkpoint: Path, options: dict[str, Any], named: str) -> None:
+    with running(checkpoint, ENGINE_FACTORY, **options) as server:
+        assert server.worker.state.phase == "failed"
+        assert named in server.worker.state.detail
+        assert "\n" not in server.worker.state.detail
+
+
+def test_generate_prints_the_text_and_its_tokens_per_step(checkpoint: Path) -> None:
+    code = "from server.cli import main; main()"
+    words = ["generate", PROMPT, "--raw", "--max-tokens", "30", "--temperature", "0", "--threads", "1"]
+    words += ["--model", str(checkpoint), "--heads", str(checkpoint / "heads"), "--tree-nodes", "8"]
+    ended = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert ended.stdout.strip() != ""
+    assert "[30 tokens, " in ended.stderr
+    assert "tokens per step" in ended.stderr
+    assert "tokens/s]" in ended.stderr
+
+
+@pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")
+def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
+    question: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
+    with running(DEMO, ENGINE_FACTORY, served_model_name="demo", threads=1) as server, server.openai() as client:
+        whole = client.chat.completions.create(model="demo", messages=question)
+        chunks = list(client.chat.completions.create(model="demo", messages=question, stream=True))
+
+    text = whole.choices[0].message.content
+    assert text is not None
+    assert "whitespace" in text
+    assert whole.choices[0].finish_reason == "stop"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert whole.model_extra is not None
+    assert whole.model_extra["speculation"]["tokens_per_step"] > 1.5

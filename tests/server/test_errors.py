@@ -1,0 +1,65 @@
+import inspect
+import json
+
+import pytest
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from medusa_core import errors
+from server.errors import PROBLEMS, BodyTooLarge, InvalidApiKey, error_body, error_response, problem_of
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_of_the_engine_has_a_row(name: str) -> None:
+    assert getattr(errors, name) in PROBLEMS
+
+
+def test_the_list_of_errors_is_complete() -> None:
+    classes = {name for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Exception)}
+
+    assert classes == set(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (errors.InvalidParameter("x", "top_p"), 400, "invalid_value"),
+        (errors.UnsupportedParameter("n", "later"), 400, "unsupported_parameter"),
+        (errors.PromptTooLong(9, 1, 8, "prompt"), 400, "context_length_exceeded"),
+        (errors.UnknownModel("x", ["y"]), 404, "model_not_found"),
+        (errors.MissingChatTemplate("x"), 400, "missing_chat_template"),
+        (errors.QueueFull(3, 7), 429, "queue_full"),
+        (errors.NotReady("loading", 5), 503, "not_ready"),
+        (errors.EngineError("x"), 500, None),
+        (errors.WorkerDied("x"), 500, "worker_died"),
+        (InvalidApiKey("x"), 401, "invalid_api_key"),
+        (BodyTooLarge(9), 413, "request_too_large"),
+        (HTTPException(404), 404, None),
+        (HTTPException(413), 413, "request_too_large"),
+        (RequestValidationError([]), 400, "invalid_value"),
+        (KeyError("secret"), 500, None),
+    ],
+)
+def test_status_and_code_follow_the_class(error: Exception, status: int, code: str | None) -> None:
+    assert (problem_of(error).status, problem_of(error).code) == (status, code)
+
+
+def test_a_subclass_without_a_row_is_its_parent() -> None:
+    class Odd(errors.QueueFull):
+        pass
+
+    assert problem_of(Odd(1, 1)) is PROBLEMS[errors.QueueFull]
+
+
+def test_overload_says_when_to_come_back() -> None:
+    assert error_response(errors.QueueFull(3, 7)).headers["retry-after"] == "7"
+
+
+def test_a_bug_tells_the_client_nothing_of_itself() -> None:
+    assert "secret" not in json.dumps(error_body(KeyError("secret")))
+
+
+def test_a_message_that_quotes_broken_text_can_still_be_sent() -> None:
+    body = error_response(errors.UnknownModel("\ud800", ["tiny"])).body
+
+    assert json.loads(bytes(body))["error"]["code"] == "model_not_found"

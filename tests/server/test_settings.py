@@ -1,0 +1,90 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medusa_core.errors import ConfigurationError
+from server.settings import Settings, load_settings
+
+
+def test_command_line_goes_before_variable_before_file_before_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "medusa.yaml"
+    file.write_text("port: 1\nhost: file\nqueue_size: 3\n")
+    monkeypatch.setenv("MEDUSA_PORT", "2")
+    monkeypatch.setenv("MEDUSA_HOST", "variable")
+    settings = load_settings({"port": "4", "config": str(file), "host": None})
+
+    assert (settings.port, settings.host, settings.queue_size) == (4, "variable", 3)
+    assert settings.device == "auto"
+
+
+@pytest.mark.parametrize(("name", "text"), [("m.toml", "tree_nodes = 16"), ("m.yml", "tree_nodes: 16")])
+def test_the_file_may_be_named_by_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.setenv("MEDUSA_CONFIG", str(tmp_path / name))
+
+    assert load_settings({}).tree_nodes == 16
+
+
+def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUSA_HEADS", "")
+
+    assert load_settings({"tree_nodes": "auto"}).tree_nodes is None
+    assert load_settings({}).heads is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ({"port": "80000"}, "--port (MEDUSA_PORT): Input should be less than or equal to 65535, got '80000'"),
+        ({"dtype": "float8"}, "--dtype"),
+        ({"tree_nodes": "many"}, "--tree-nodes"),
+        ({"quantize": "int8"}, "--quantize int8 is not built yet"),
+        ({"chat_template": "/nowhere.jinja"}, "/nowhere.jinja"),
+        ({"config": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"api_key": ""}, "--api-key"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(chosen: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(chosen)
+
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_variable_stops_the_start_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigurationError, match="MEDUSA_PROT is not known; did you mean MEDUSA_PORT"):
+        load_settings({}, {"MEDUSA_PROT": "1", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("m.yaml", "prot: 1", "did you mean port"),
+        ("m.yaml", "- 1\n- 2", "cannot be read"),
+        ("m.yaml", "port: [", "cannot be read"),
+        ("m.toml", "port = ", "cannot be read"),
+        ("m.json", "{}", "must end in"),
+        ("m.yaml", "port: [1]", "--port"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_the_fault(tmp_path: Path, name: str, text: str, named: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({"config": str(tmp_path / name)})
+
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_is_never_shown() -> None:
+    assert "sesame" not in repr(load_settings({"api_key": "sesame"}))
+
+
+def test_every_option_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -1,0 +1,202 @@
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIError, APIStatusError, InternalServerError, RateLimitError
+
+from tests.server import fake_engine
+from tests.server.running import MODEL, Running, running
+
+ENDLESS = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 300}
+
+
+@contextmanager
+def busy(server: Running) -> Iterator[Iterator[str]]:
+    """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
+    body = {**ENDLESS, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
+        lines = response.iter_lines()
+        next(lines)
+        yield lines
+
+
+@pytest.fixture
+def one_seat(tmp_path: Path) -> Any:
+    """A server whose queue holds one request."""
+    with running(tmp_path, queue_size=1) as server:
+        yield server
+
+
+def test_a_client_that_leaves_a_stream_frees_the_worker(one_seat: Running) -> None:
+    with busy(one_seat):
+        pass
+
+    # an endless answer would hold it for two seconds
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=0.5)
+    assert one_seat.metrics()["medusa_requests_cancelled_total stage=decode"] == 1
+    assert one_seat.metrics()["medusa_requests_total endpoint=completions finish_reason=abort"] == 1
+
+
+def test_a_client_that_leaves_a_plain_request_frees_the_worker(one_seat: Running) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{one_seat.url}/v1/completions", json=ENDLESS, timeout=0.2)
+
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=0.5)
+    assert one_seat.metrics()["medusa_requests_cancelled_total stage=decode"] == 1
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_client_that_leaves_during_prefill_frees_the_worker(one_seat: Running, is_streaming: bool) -> None:
+    body = {**ENDLESS, "seed": fake_engine.LONG_PREFILL, "stream": is_streaming}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{one_seat.url}/v1/completions", json=body, timeout=0.2)
+
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=0.5)
+    assert one_seat.metrics()["medusa_requests_cancelled_total stage=prefill"] == 1
+    assert one_seat.metrics()["medusa_generation_tokens_total"] == 0
+
+
+def test_a_stop_string_frees_the_worker(one_seat: Running) -> None:
+    with one_seat.openai() as client:
+        answer = client.completions.create(**{**ENDLESS, "stop": "world"})  # type: ignore[call-overload]
+
+    assert answer.choices[0].text == "Hello "
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=0.5)
+    assert "medusa_requests_cancelled_total stage=decode" not in one_seat.metrics()
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_client_that_leaves_the_queue_loses_its_place(one_seat: Running, is_streaming: bool) -> None:
+    with busy(one_seat):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{one_seat.url}/v1/completions", json={**ENDLESS, "stream": is_streaming}, timeout=0.2)
+
+        one_seat.wait_for("medusa_num_requests_waiting", 0)
+        assert one_seat.metrics()["medusa_requests_cancelled_total stage=queued"] == 1
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(one_seat: Running) -> None:
+    with busy(one_seat):
+        waiting = threading.Thread(
+            target=lambda: one_seat.post("/v1/completions", {"model": MODEL, "prompt": "I wait my turn"})
+        )
+        waiting.start()
+        one_seat.wait_for("medusa_num_requests_waiting", 1)
+
+        with one_seat.openai() as client, pytest.raises(RateLimitError) as caught:
+            client.completions.create(model=MODEL, prompt="one too many", stream=True)
+
+        assert caught.value.code == "queue_full"
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert one_seat.metrics()["medusa_requests_rejected_total reason=queue_full"] == 1
+    waiting.join()
+    assert one_seat.metrics()["medusa_requests_total endpoint=completions finish_reason=stop"] == 1
+
+
+def test_other_routes_answer_while_the_worker_is_busy(one_seat: Running) -> None:
+    with busy(one_seat):
+        began = time.monotonic()
+
+        assert one_seat.get("/v1/models").status_code == 200
+        assert one_seat.get("/ready").status_code == 200
+        assert time.monotonic() - began < 1
+
+
+def test_a_request_the_engine_refuses_is_the_engines_error_by_name(server: Running) -> None:
+    body = {"model": MODEL, "prompt": "hi", "seed": fake_engine.REFUSE}
+    for is_streaming in (False, True):
+        answer = server.post("/v1/completions", {**body, "stream": is_streaming})
+        assert answer.status_code == 400
+        assert answer.json()["error"] == {
+            "message": "the engine does not like this seed",
+            "type": "invalid_request_error",
+            "param": "seed",
+            "code": "invalid_value",
+        }
+
+
+def test_a_failing_step_is_an_error_and_the_worker_lives_on(server: Running) -> None:
+    pid = server.worker.pid
+    with server.openai() as client:
+        with pytest.raises(InternalServerError, match="kernel"):
+            client.completions.create(model=MODEL, prompt="Hello", seed=fake_engine.FAIL)
+        with pytest.raises(APIError, match="kernel"):
+            list(client.completions.create(model=MODEL, prompt="Hello", seed=fake_engine.FAIL, stream=True))
+        assert client.completions.create(model=MODEL, prompt="Hello").choices[0].text == "Hello"
+    assert server.worker.pid == pid
+
+
+def test_an_error_in_mid_stream_is_an_event_then_done(server: Running) -> None:
+    body = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.FAIL, "stream": True}
+    answer = server.post("/v1/completions", body)
+    *_, error, done = [line for line in answer.text.split("\n") if line]
+
+    assert answer.status_code == 200
+    assert error.startswith('data: {"error":{"message":"the engine failed')
+    assert done == "data: [DONE]"
+
+
+def test_a_worker_that_dies_is_replaced_and_the_waiting_are_kept(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        with busy(server) as lines:
+            kept: list[httpx.Response] = []
+            waiting = threading.Thread(
+                target=lambda: kept.append(server.post("/v1/completions", {"model": MODEL, "prompt": "I wait"}))
+            )
+            waiting.start()
+            server.wait_for("medusa_num_requests_waiting", 1)
+            assert server.worker.pid is not None
+            os.kill(server.worker.pid, signal.SIGKILL)
+
+            events = [line for line in lines if line]
+            assert '"code":"worker_died"' in events[-2]
+            assert events[-1] == "data: [DONE]"
+            assert server.get("/health").json()["state"] == "restarting"
+            refused = server.post("/v1/completions", {"model": MODEL, "prompt": "too soon"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            waiting.join()
+            assert kept[0].json()["choices"][0]["text"] == "I wait"
+            metrics = server.metrics()
+            assert metrics["medusa_worker_restarts_total reason=crash"] == 1
+            assert metrics["medusa_worker_up"] == 1
+            assert metrics["medusa_requests_total endpoint=completions finish_reason=error"] == 1
+
+
+def test_a_crash_before_the_first_token_is_a_status(tmp_path: Path) -> None:
+    with running(tmp_path) as server, server.openai() as client:
+        with pytest.raises(APIStatusError) as caught:
+            client.completions.create(model=MODEL, prompt="Hello", seed=fake_engine.CRASH_AT_ONCE, stream=True)
+        assert (caught.value.status_code, caught.value.code) == (500, "worker_died")
+        server.wait_for("medusa_worker_up", 1)
+        assert client.completions.create(model=MODEL, prompt="Hello").choices[0].text == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("heads", "reason"), [(fake_engine.MISFIT, "trained for hidden size 4096"), (fake_engine.DIES, "while it loaded")]
+)
+def test_a_model_that_cannot_be_loaded_is_told_by_the_probes(tmp_path: Path, heads: str, reason: str) -> None:
+    with running(tmp_path, heads=heads) as server:
+        assert server.get("/health").status_code == 200
+        assert server.get("/health").json()["state"] == "failed"
+        assert reason in server.get("/health").json()["reason"]
+        refused = server.get("/ready")
+        assert refused.status_code == 503
+        assert reason in refused.json()["error"]["message"]
+        assert server.get("/v1/models").json()["data"][0]["max_model_len"] is None
+
+
+def test_the_worker_ends_with_the_server(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        pid = server.worker.pid
+        assert pid is not None
+        os.kill(pid, 0)
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,61 @@
+import msgspec
+import pytest
+
+from server.worker.messages import (
+    Cancel,
+    Done,
+    Failed,
+    Generate,
+    Load,
+    Progress,
+    PromptStats,
+    RemoteError,
+    Sampling,
+    Shutdown,
+    Speculation,
+    StepStats,
+    TokenDelta,
+    decode_from_worker,
+    decode_to_worker,
+    encode,
+)
+
+GENERATE = Generate(
+    id=1,
+    prompt=[0, 2**31],
+    sampling=Sampling(0.7, 1.0, None, 0.0, 2**64 - 1),
+    speculation=Speculation("auto", None, "exact", 0.09, 0.3),
+    max_tokens=None,
+    stop_token_ids=[],
+    ignore_eos=False,
+)
+
+
+@pytest.mark.parametrize(
+    "message", [Load("demo", None, "cpu", "auto", None, None, None), GENERATE, Cancel(2**40), Shutdown()]
+)
+def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate | Cancel | Shutdown) -> None:
+    assert decode_to_worker(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Progress("loading", 0.5),
+        TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1), None, None),
+        TokenDelta(1, [7], None, StepStats(7, 0, 0.1), "stop"),
+        Done(1),
+        Failed(1, RemoteError("EngineError", "no", None)),
+    ],
+)
+def test_what_the_worker_sends_arrives_unchanged(message: Progress | TokenDelta | Done | Failed) -> None:
+    assert decode_from_worker(encode(message)) == message
+
+
+def test_a_message_of_the_other_direction_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decode_from_worker(encode(GENERATE))
+
+
+def test_a_delta_of_four_tokens_is_small() -> None:
+    assert len(encode(TokenDelta(1, [30000] * 4, None, StepStats(15, 3, 0.01), None))) < 120
