@@ -148,7 +148,9 @@ def main() -> None:
     largest = max(options.nodes)
     engine = Engine.load(EngineConfig(options.model, options.heads, tree_nodes=largest, num_threads=1, device="cpu"))
     codec = TextCodec.load(options.model)
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_location(options.model), dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        model_location(options.model), dtype=torch.float32, trust_remote_code=False
+    )
     prompts = read_prompts(options.prompts, codec)
     kinds = {kind: [prompt for of, prompt in prompts if of == kind] for kind in dict(prompts)}
     timed = [(kind, prompt) for kind, found in kinds.items() for prompt in found[: options.timed]]

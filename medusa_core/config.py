@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medusa_core.errors import ConfigurationError, InvalidParameter
+from medusa_core.errors import ConfigurationError, InvalidParameter, ModelNotFound
 
 __all__ = ["AcceptanceName", "EngineConfig", "HeadsConfig", "SpeculationMode", "SpeculationParams", "model_location"]
 
@@ -100,5 +100,15 @@ class SpeculationParams:
 
 
 def model_location(name: str) -> str:
-    """Where a model's files are: `demo` is the checkpoint shipped with the package, anything else is taken as it is."""
-    return str(Path(__file__).parent / "demo" / "checkpoint") if name == "demo" else name
+    """Where a checkpoint is: `demo` is the one shipped with the package, anything else a folder, file or hub id.
+
+    Raises ModelNotFound for what can only be a path and is not there: asking a hub for it would hide the mistake.
+    """
+    if name == "demo":
+        return str(Path(__file__).parent / "demo" / "checkpoint")
+    if name.startswith(("/", "./", "../", "~")):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise ModelNotFound(f"there is no {name!r}; check the path, or give a hub id such as 'owner/name'")
+        return str(path)
+    return name

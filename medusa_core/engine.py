@@ -149,7 +149,7 @@ class Engine:
         max_context = config.max_context if config.max_context is not None else default_context(text_config)
         backbone = load_backbone(location, device, dtype, max_context)
         progress("loading the heads", 0.8)
-        source = config.heads if config.heads is not None else find_heads(location)
+        source = model_location(config.heads) if config.heads is not None else find_heads(location)
         heads = load_heads(source, backbone.lm_head) if source is not None else None
         if heads is not None:
             heads.quantize_lm_heads()

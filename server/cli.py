@@ -383,7 +383,7 @@ def _medusa(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit")
     ] = False,
 ) -> None:
-    """Answers one request at a time, about twice sooner: OpenAI-compatible serving with Medusa tree decoding."""
+    """Answers one request at a time, as fast as the model allows: an OpenAI-compatible server with Medusa trees."""
 
 
 def create_cli() -> typer.Typer:

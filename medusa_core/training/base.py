@@ -32,8 +32,8 @@ class FrozenBase:
         location = model_location(name)
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
         try:
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(location)
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelNotFound(f"cannot load the model {name!r}: {reason}; give a folder or a hub id") from error

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from medusa_core.config import EngineConfig, HeadsConfig, SpeculationParams, model_location
-from medusa_core.errors import ConfigurationError, InvalidParameter
+from medusa_core.errors import ConfigurationError, InvalidParameter, ModelNotFound
 
 
 @pytest.mark.parametrize("name", ["max_context", "tree_nodes", "max_depth", "prefill_chunk", "num_threads"])
@@ -30,3 +32,14 @@ def test_demo_is_the_shipped_checkpoint_and_other_names_stay_as_they_are() -> No
 def test_a_tree_beyond_the_largest_useful_size_is_refused_with_the_limit() -> None:
     with pytest.raises(ConfigurationError, match="tree_nodes is 257, it must be at most 256"):
         EngineConfig(tree_nodes=257)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "../model", "~/no-such-model"])
+def test_what_can_only_be_a_path_is_not_looked_for_on_a_hub(name: str) -> None:
+    with pytest.raises(ModelNotFound, match=f"there is no '{name}'; check the path"):
+        model_location(name)
+
+
+def test_a_path_under_the_home_folder_is_expanded(tmp_path: Path) -> None:
+    assert model_location(str(tmp_path)) == str(tmp_path)
+    assert model_location("~") == str(Path.home())

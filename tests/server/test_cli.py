@@ -77,10 +77,18 @@ def test_the_version_is_told() -> None:
     assert CliRunner().invoke(create_cli(), ["--version"]).output.startswith("medusa ")
 
 
+def test_a_wrong_model_path_is_one_clear_line() -> None:
+    ended = medusa("serve", "--model", "/nowhere/at/all", "--port", "0", HF_HUB_OFFLINE="1")
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "/nowhere/at/all" in line
+
+
 @pytest.mark.parametrize(
     ("words", "variables", "named"),
     [
-        (["serve", "--model", "/nowhere/at/all"], {}, "/nowhere/at/all"),
         (["serve", "--port", "99999"], {}, "--port"),
         (["serve", "--quantize", "int8"], {}, "--quantize int8"),
         (["serve"], {"MEDUSA_PROT": "1"}, "did you mean MEDUSA_PORT"),
@@ -92,9 +100,9 @@ def test_the_version_is_told() -> None:
     ],
 )
 def test_a_wrong_start_is_one_clear_line(words: list[str], variables: dict[str, str], named: str) -> None:
-    ended = medusa(*words, **{"HF_HUB_OFFLINE": "1", **variables})
+    ended = CliRunner().invoke(create_cli(), words, env=variables)
 
-    assert ended.returncode in (1, 2)
+    assert ended.exit_code in (1, 2)
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")
@@ -102,9 +110,9 @@ def test_a_wrong_start_is_one_clear_line(words: list[str], variables: dict[str, 
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
-    ended = medusa("serve", "--prot", "1")
+    ended = CliRunner().invoke(create_cli(), ["serve", "--prot", "1"])
 
-    assert ended.returncode == 2
+    assert ended.exit_code == 2
     assert "--prot" in ended.stderr
     assert "--port" in ended.stderr
 
