@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "Calibration": "calibration",
     "Delta": "engine",
+    "DistillPlan": "training.distill",
     "Engine": "engine",
     "EngineConfig": "config",
     "EngineInfo": "engine",
@@ -17,6 +18,7 @@ _HOME = {
     "SamplingParams": "sampling",
     "SpeculationParams": "config",
     "StepStats": "engine",
+    "TrainPlan": "training.trainer",
     "distill": "training.distill",
     "train": "training.trainer",
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
 from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
@@ -42,6 +43,7 @@ def load_backbone(
             f"max_context is {max_context}, {model!r} has {text_config.max_position_embeddings} positions; lower it"
         )
     fix_longrope(text_config, max_context)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # whoever asked for the load shows one of their own
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model, config=config, attn_implementation=ATTENTION, dtype=dtype or "auto", trust_remote_code=False

@@ -29,6 +29,7 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"cli"},
+        {"serving"},
         {"app"},
         {"routes"},
         {"answering"},

@@ -326,6 +326,7 @@ class WorkerClient:
             self._running = None
         self._update_gauges()
         if self.state.phase == "stopping":
+            self._fail_all(self.state.detail)
             return
         if not self._settled.is_set():
             if self._load_error is None:

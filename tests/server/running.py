@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from medusa_core.text import TextCodec
 from server.app import create_app, create_worker, http_config
-from server.cli import open_port
 from server.metrics import Metrics
+from server.serving import open_port
 from server.settings import Settings
 from server.worker.client import WorkerClient
 from tests.server import fake_engine

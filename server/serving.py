@@ -1,0 +1,148 @@
+"""Run the server in this process: listen, load, say so, serve until a signal ends it."""
+
+import asyncio
+import json
+import logging
+import shlex
+import socket
+import sys
+from importlib import metadata
+
+import uvicorn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from medusa_core.errors import ConfigurationError, MedusaError
+from medusa_core.text import TextCodec
+from server.app import create_app, create_worker, http_config
+from server.metrics import Metrics
+from server.settings import ENV_PREFIX, Settings
+from server.worker.client import WorkerClient
+from server.worker.messages import WorkerInfo
+
+__all__ = ["banner", "open_port", "run_server"]
+
+INTERRUPTED = 130
+# Streams that outlast the drain get a final error event this long before uvicorn cuts them off.
+FAREWELL_S = 1.0
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Listen before anything is loaded, so that a port in use is told at once.
+
+    Raises ConfigurationError that names the address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host!r}: {error.strerror}; choose another --host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = f"cannot listen on port {port} of {host}: {error.strerror}"
+        raise ConfigurationError(f"{reason}; choose another with --port or {ENV_PREFIX}PORT") from error
+    return listener
+
+
+def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: bool) -> str:
+    """What a newcomer needs after the start: where, what, and a line to paste."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    name = settings.served_name
+    if info.num_heads > 0:
+        heads = f"{info.num_heads} draft heads" + (f" from {info.heads}" if info.heads is not None else "")
+    else:
+        heads = "none found: every step gives one token; `medusa train` makes some"
+    question = "What does textwrap.dedent do?" if settings.model == "demo" else "Hello!"
+    chat = {"messages": [{"role": "user", "content": question}]}
+    completion = {"prompt": question, "max_tokens": 64}
+    path = "/v1/chat/completions" if has_chat_template else "/v1/completions"
+    body = {"model": name, **(chat if has_chat_template else completion), "stream": True}
+    key = ["-H", f"Authorization: Bearer ${ENV_PREFIX}API_KEY"] if settings.api_key is not None else []
+    words = ["curl", "-N", f"{url}{path}", "-H", "Content-Type: application/json", *key]
+    # the shell must fill in the key, so that word alone is quoted with double quotes
+    line = " ".join(f'"{word}"' if "$" in word else shlex.quote(word) for word in words)
+    rows = {
+        "URL": f"{url}/v1",
+        "Model": name if name == info.model else f"{name} ({info.model})",
+        "Device": f"{info.device}, {info.dtype}",
+        "Heads": heads,
+        "Tree": f"{info.tree_nodes} nodes",
+        "Context": f"{info.max_context} tokens"
+        + ("" if has_chat_template else "; no chat template, see --chat-template"),
+        "API key": "none needed" if settings.api_key is None else "required",
+    }
+    lines = [f"  {label:<8} {value}" for label, value in rows.items()]
+    call = f"  {line} \\\n    -d {shlex.quote(json.dumps(body))}"
+    return "\n".join([f"Medusa Server {metadata.version('medusa-server')}", *lines, "", "Try it:", call])
+
+
+async def _watch_loading(worker: WorkerClient, console: Console) -> WorkerInfo:
+    """Show how far loading is until the worker is ready; a bar on a terminal, a line per stage elsewhere."""
+    loading = asyncio.create_task(worker.wait_loaded())
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(worker.state.detail, total=1.0)
+        shown = ""
+        while not loading.done():
+            progress.update(task, description=worker.state.detail, completed=worker.state.share)
+            if not console.is_terminal and worker.state.detail != shown:
+                shown = worker.state.detail
+                console.print(shown, markup=False, highlight=False, soft_wrap=True)
+            await asyncio.wait((loading,), timeout=0.1)
+    return loading.result()
+
+
+async def _serve(settings: Settings, listener: socket.socket, factory: str, console: Console) -> None:
+    class DrainingServer(uvicorn.Server):
+        """Tells the worker's queue that the end is near before it waits for open streams."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            worker.drain(max(0.0, settings.shutdown_timeout_s - FAREWELL_S))
+            await super().shutdown(sockets)
+
+    codec = await asyncio.to_thread(TextCodec.load, settings.model, settings.chat_template)
+    metrics = Metrics(settings.served_name, settings.queue_size)
+    worker = create_worker(settings, metrics, factory)
+    server = DrainingServer(http_config(create_app(settings, worker, codec, metrics), settings))
+    serving = asyncio.create_task(server.serve([listener]))
+    loading = asyncio.create_task(_watch_loading(worker, console))
+    try:
+        await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            info, port = loading.result(), listener.getsockname()[1]
+            text = banner(settings, info, port, codec.has_chat_template)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        await serving
+    except MedusaError:
+        server.should_exit = True
+        await serving
+        raise
+    finally:
+        loading.cancel()
+        worker.kill()
+
+
+def run_server(settings: Settings, factory: str, console: Console) -> None:
+    """Serve until a signal ends it.
+
+    factory: `package.module:name` of the worker's engine factory.
+
+    Raises ConfigurationError when the port is taken and CheckpointError when the model cannot be loaded.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # the banner says it better
+    logging.getLogger("uvicorn.error").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
+    listener = open_port(settings.host, settings.port)
+    try:
+        asyncio.run(_serve(settings, listener, factory, console))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        listener.close()

@@ -1,0 +1,142 @@
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from medusa_core.errors import ConfigurationError
+from server.serving import banner, open_port
+from server.settings import Settings
+from server.worker.messages import WorkerInfo
+from tests.server import fake_engine
+from tests.tiny_tokenizers import save_byte_level
+
+ROOT = Path(__file__).parents[2]
+INFO = WorkerInfo("demo", "cpu", "float32", 1024, 4096, [1], 4, "heads-folder", 8, 8, {})
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[SimpleNamespace]:
+    """`medusa serve` with the fake engine, in a process of its own; `lines` grow as it writes them."""
+    if not (folder / "tokenizer.json").exists():
+        save_byte_level(folder)
+    words = [sys.executable, "-m", "tests.server.serve_fake", f"model={folder}", "port=0", "log_level=error", *options]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("  curl "):
+                break
+        found = re.search(r"http://[\d.]+:\d+", "".join(lines))
+        try:
+            yield SimpleNamespace(process=process, lines=lines, url=found[0] if found else None)
+        finally:
+            process.kill()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1.*--port"):
+            open_port("127.0.0.1", port)
+
+
+def test_a_host_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"no\.such\.host"):
+        open_port("no.such.host.invalid", 0)
+
+
+def test_the_banner_holds_a_line_that_can_be_pasted(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny") as server:
+        lines = [*server.lines, server.process.stderr.readline()]
+        command = "".join(lines).partition("Try it:\n")[2]
+        pasted = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
+
+        assert pasted.stdout.startswith("data: {")
+        assert pasted.stdout.endswith("data: [DONE]\n\n")
+        assert "temperature" not in command
+
+
+def test_the_banner_tells_what_is_missing() -> None:
+    settings = Settings(model="demo", host="0.0.0.0", api_key="sesame")
+    without = WorkerInfo("demo", "cuda", "bfloat16", 1024, 4096, [1], 0, None, 1, 8, {})
+    shown = banner(settings, without, 8000, has_chat_template=False)
+
+    assert "http://127.0.0.1:8000/v1/completions" in shown
+    assert "Heads    none found" in shown
+    assert "no chat template" in shown
+    assert '"Authorization: Bearer $MEDUSA_API_KEY"' in shown
+    assert "sesame" not in shown
+    assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
+
+
+def test_the_servers_process_never_loads_torch(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny") as server:
+        httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "Hello"})
+        mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+
+    assert "tokenizers" in mapped
+    assert "libtorch" not in mapped
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny", f"heads={fake_engine.MISFIT}") as server:
+        assert server.process.wait(20) == 1
+        (line,) = [line for line in server.lines if line.startswith("error: ")]
+
+    assert "trained for hidden size 4096" in line
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_running_stream_ends_in_order_at_sigterm(tmp_path: Path) -> None:
+    body = {"model": "tiny", "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 60, "stream": True}
+    with serving(tmp_path / "tiny") as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            events = [line for line in lines if line]
+        # uvicorn ends by the signal it got
+        assert server.process.wait(10) == -signal.SIGTERM
+
+    assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+    assert events[-1] == "data: [DONE]"
+
+
+def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(tmp_path: Path) -> None:
+    body = {"model": "tiny", "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 390, "stream": True}
+    with serving(tmp_path / "tiny", "shutdown_timeout_s=2") as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            events = [line for line in lines if line]
+        assert server.process.wait(10) == -signal.SIGTERM
+
+    assert json.loads(events[-2][6:])["error"]["code"] == "not_ready"
+    assert events[-1] == "data: [DONE]"
+
+
+def test_ctrl_c_ends_the_server_without_a_traceback(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny") as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 130
+        assert "Traceback" not in server.process.stderr.read()
+
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "the worker outlived the server"
+        time.sleep(0.01)
