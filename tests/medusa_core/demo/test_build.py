@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import torch
+
+from medusa_core.demo.build import corpus_stage, held_out_losses, held_out_rows, tokenizer_stage, training_mixture
+from medusa_core.demo.corpus import Corpus, Document, Entry
+from medusa_core.demo.pretrain import PretrainPlan
+
+PLAN = PretrainPlan(length=64, compile=False)
+SOURCE = "def dedent(text):\n    return text.strip()\n" * 20
+CORPUS = Corpus(
+    (Document("seen.py", SOURCE, False), Document("unseen.py", SOURCE.replace("dedent", "zebra"), True)),
+    tuple(Entry(f"box.name{n}", "function", f"Answer {n}.", held_out=n == 3) for n in range(6)),
+)
+
+
+def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    CORPUS.save(tmp_path / "corpus.json")
+
+    assert corpus_stage(tmp_path) == CORPUS
+    first = tokenizer_stage(tmp_path, CORPUS)
+    assert tokenizer_stage(tmp_path, Corpus((), ())).get_vocab() == first.get_vocab()
+
+
+def test_training_sees_nothing_that_is_held_out(tmp_path: Path) -> None:
+    own = tokenizer_stage(tmp_path, CORPUS)
+    mixture = training_mixture(CORPUS, own, PLAN)
+    chat, source = own.decode(mixture.chat.flatten().tolist()), own.decode(mixture.source.tolist())
+
+    assert "box.name2" in chat
+    assert "box.name3" not in chat
+    assert "dedent" in source
+    assert "zebra" not in source
+
+
+def test_what_is_watched_is_held_out(tmp_path: Path) -> None:
+    own = tokenizer_stage(tmp_path, CORPUS)
+    rows = held_out_rows(CORPUS, own, PLAN)
+
+    assert "box.name3" in own.decode(rows["chat"].flatten().tolist())
+    assert "zebra" in own.decode(rows["source"].flatten().tolist())
+    assert rows["source"].dtype == torch.int64
+
+
+def test_the_last_held_out_losses_are_the_ones_quoted(tmp_path: Path) -> None:
+    (tmp_path / "pretrain").mkdir()
+    records = [
+        {"held_out_chat": 3.0, "held_out_source": 4.0},
+        {"held_out_chat": 1.0, "held_out_source": 2.0},
+        {"loss": 9},
+    ]
+    (tmp_path / "pretrain" / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    assert held_out_losses(tmp_path) == {"conversations": 1.0, "source": 2.0}
