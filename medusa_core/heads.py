@@ -42,7 +42,7 @@ class DraftHeads(nn.Module):
         self.bias = nn.Parameter(like.new_zeros(layers, heads, hidden))
         # In a tuple the borrowed weight is neither a parameter of the heads nor moved or saved with them.
         self._borrowed = (lm_head.detach(),) if lm_head is not None and config.shared_lm_head else ()
-        self._int8: list[_Int8Linear] = []
+        self._int8: _Int8LmHeads | None = None
         self.lm_head: nn.Parameter | None = None
         if not config.shared_lm_head:
             start = lm_head.detach() if lm_head is not None else torch.zeros(config.vocab_size, hidden)
@@ -75,7 +75,7 @@ class DraftHeads(nn.Module):
         weights = self.lm_head if self.lm_head is not None else self._base_lm_head()[None]
         if weights.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_prepack"):
             return False
-        self._int8 = [_Int8Linear(weight.detach().float()) for weight in weights]
+        self._int8 = _Int8LmHeads(weights.detach().float())
         return True
 
     def project(self, states: Tensor) -> Tensor:
@@ -86,10 +86,8 @@ class DraftHeads(nn.Module):
         Returns [K, ..., V].
         """
         rows = states.reshape(self.config.num_heads, -1, states.shape[-1])  # [K, R, H]
-        if self._int8:
-            groups = rows.flatten(0, 1)[None] if self.lm_head is None else rows
-            projected = torch.cat([linear(group.float()) for linear, group in zip(self._int8, groups, strict=True)])
-            return projected.reshape(*states.shape[:-1], -1)
+        if self._int8 is not None:
+            return self._int8(rows.float()).reshape(*states.shape[:-1], -1)
         if self.lm_head is None:
             return F.linear(states, self._base_lm_head())
         return torch.bmm(rows, self.lm_head.transpose(1, 2)).reshape(*states.shape[:-1], -1)
@@ -109,24 +107,29 @@ class DraftHeads(nn.Module):
         return self.project(self.residual(hidden))
 
 
-class _Int8Linear:
-    """A linear map with int8 weights, one scale per output, and rows quantised on the fly with one common scale."""
+class _Int8LmHeads:
+    """LM heads with int8 weights, one scale per output row, for hidden states quantised on the fly with one scale."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self._scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-        self._zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+    def __init__(self, weights: Tensor) -> None:
+        """Weights [G, V, H] float32: one for each head, or a single one for all."""
+        self._scales = weights.abs().amax(dim=2).clamp(min=torch.finfo(weights.dtype).tiny) / 127  # [G, V]
+        quantized = (weights / self._scales[..., None]).round().to(torch.int8)
+        self._packed = [torch.ops.onednn.qlinear_prepack(weight, None) for weight in quantized]
+        self._zeros = torch.zeros(weights.shape[1], dtype=torch.int32)
         self._zero = torch.zeros((), dtype=torch.int32)
-        quantized = (weight / self._scales[:, None]).round().to(torch.int8)
-        self._packed = torch.ops.onednn.qlinear_prepack(quantized, None)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Map rows [R, H] to [R, V], float32."""
-        scale = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny) / 127
+    def __call__(self, states: Tensor) -> Tensor:
+        """Map states [K, R, H] float32 to logits [K, R, V]."""
+        scale = states.abs().amax().clamp(min=torch.finfo(states.dtype).tiny) / 127
+        rows = (states / scale).round().to(torch.int8).reshape(len(self._packed), -1, states.shape[-1])
         # With a single row oneDNN falls to a reference kernel that is hundreds of times slower.
-        padded = rows if rows.shape[0] > 1 else rows.expand(2, -1)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise.tensor(
-            (padded / scale).round().to(torch.int8),
-            *(scale, self._zero, self._packed, self._scales, self._zeros, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
-        return product[: rows.shape[0]]
+        padded = rows if rows.shape[1] > 1 else rows.expand(-1, 2, -1)
+        products = [
+            torch.ops.onednn.qlinear_pointwise.tensor(
+                *(group, scale, self._zero, packed, scales, self._zeros, None),
+                *(1.0, 0, torch.float32, "none", [], ""),
+            )
+            for group, packed, scales in zip(padded, self._packed, self._scales, strict=True)
+        ]
+        logits = torch.stack(products)[:, : rows.shape[1]]
+        return logits.reshape(*states.shape[:-1], -1)
