@@ -3,8 +3,16 @@ from pathlib import Path
 
 import torch
 
-from medusa_core.demo.build import corpus_stage, held_out_losses, held_out_rows, tokenizer_stage, training_mixture
+from medusa_core.demo.build import (
+    corpus_stage,
+    held_out_losses,
+    held_out_rows,
+    joint_mixture,
+    tokenizer_stage,
+    training_mixture,
+)
 from medusa_core.demo.corpus import Corpus, Document, Entry
+from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.pretrain import PretrainPlan
 
 PLAN = PretrainPlan(length=64, compile=False)
@@ -41,6 +49,25 @@ def test_what_is_watched_is_held_out(tmp_path: Path) -> None:
     assert "box.name3" in own.decode(rows["chat"].flatten().tolist())
     assert "zebra" in own.decode(rows["source"].flatten().tolist())
     assert rows["source"].dtype == torch.int64
+
+
+def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_path: Path) -> None:
+    own = tokenizer_stage(tmp_path, CORPUS)
+    answers = [("Finished.", "stop"), ("Torn", "length")]
+    (tmp_path / "questions_answered.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "assistant", "content": text}], "finish_reason": reason}) + "\n"
+            for text, reason in answers
+        )
+    )
+
+    mixture = joint_mixture(tmp_path, CORPUS, own, JointPlan(length=64))
+
+    chat = own.decode(mixture.chat.flatten().tolist())
+    assert "Finished." in chat
+    assert "Torn" not in chat
+    assert "box.name3" not in chat
+    assert "zebra" not in own.decode(mixture.source.tolist())
 
 
 def test_the_last_held_out_losses_are_the_ones_quoted(tmp_path: Path) -> None:

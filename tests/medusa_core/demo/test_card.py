@@ -1,6 +1,7 @@
 from medusa_core.calibration import Calibration
 from medusa_core.demo.card import Results, is_recalled, measure_demo, model_card
 from medusa_core.demo.corpus import Corpus, Document, Entry
+from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.measure import Answered, Measurer, Speculated
 from medusa_core.demo.pretrain import PretrainPlan
 from medusa_core.training.trainer import TrainPlan
@@ -28,7 +29,7 @@ class Parrot(Measurer):
 
 
 def test_the_card_quotes_what_was_measured() -> None:
-    card = model_card(CORPUS, PretrainPlan(steps=77), TrainPlan(), RESULTS)
+    card = model_card(CORPUS, PretrainPlan(steps=77), TrainPlan(), JointPlan(), RESULTS)
 
     assert "| 16 | 2.35 | 2.50 | 2.00 |" in card or "| 16 | 2.34 | 2.50 | 2.00 |" in card
     assert "| 1 | 0.610 | 0.710 | 1.20 |" in card
@@ -39,7 +40,7 @@ def test_the_card_quotes_what_was_measured() -> None:
 
 
 def test_the_card_names_licences_and_limits() -> None:
-    card = model_card(CORPUS, PretrainPlan(), TrainPlan(), RESULTS)
+    card = model_card(CORPUS, PretrainPlan(), TrainPlan(), JointPlan(), RESULTS)
 
     assert "license: apache-2.0" in card
     assert "PSF License" in card

@@ -35,8 +35,8 @@ def test_rounded_heads_still_load_and_weigh_half(tmp_path: Path) -> None:
 
 def test_the_assembled_checkpoint_carries_its_heads_and_nothing_old(tmp_path: Path) -> None:
     model, heads, out = tmp_path / "model", tmp_path / "heads", tmp_path / "out"
-    for name in ("config.json", "medusa_lm_head.safetensors", "calibration.json", "log.jsonl"):
-        heads.mkdir(exist_ok=True)
+    save_heads(heads, DraftHeads.from_base(base().lm_head, 2), str(tmp_path))
+    for name in ("calibration.json", "log.jsonl"):
         (heads / name).write_text(name)
     model.mkdir()
     (model / "model.safetensors").write_text("weights")
@@ -54,3 +54,5 @@ def test_the_assembled_checkpoint_carries_its_heads_and_nothing_old(tmp_path: Pa
         "model.safetensors",
     ]
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert str(tmp_path) not in (out / "heads" / "config.json").read_text()
+    assert load_file(out / "heads" / "medusa_lm_head.safetensors")["0.0.linear.weight"].dtype == torch.bfloat16

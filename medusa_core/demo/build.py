@@ -1,0 +1,267 @@
+"""The recipe of the demo model: `python -m medusa_core.demo.build --work FOLDER`.
+
+Every stage leaves its result in the work folder and is skipped or resumed when that is there.
+"""
+
+import argparse
+import json
+import logging
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from medusa_core.checkpoints import load_heads, save_heads
+from medusa_core.demo.card import measure_demo, model_card
+from medusa_core.demo.chat import ChatMaker, ChatMix, Message
+from medusa_core.demo.corpus import Corpus, Entry, build_corpus
+from medusa_core.demo.joint import JointPlan, train_jointly
+from medusa_core.demo.measure import ANSWER_TOKENS, CONTINUATION_TOKENS
+from medusa_core.demo.package import assemble, export_model
+from medusa_core.demo.packing import Mixture, chat_ids, pack, source_ids
+from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, pretrain, steps_done
+from medusa_core.demo.prompts import distillation_prompts, held_out_prompts, source_texts
+from medusa_core.demo.tokenizer import train_tokenizer
+from medusa_core.loading import choose_device
+from medusa_core.training.base import FrozenBase
+from medusa_core.training.calibrate import calibrate_heads
+from medusa_core.training.data import read_examples
+from medusa_core.training.distill import DistillPlan, distill
+from medusa_core.training.progress import progress_bar
+from medusa_core.training.trainer import TrainPlan, batches, split_held_out, train
+
+__all__ = [
+    "corpus_stage",
+    "distill_stage",
+    "export_stage",
+    "heads_stage",
+    "held_out_losses",
+    "held_out_rows",
+    "joint_mixture",
+    "joint_stage",
+    "main",
+    "pretrain_stage",
+    "tokenizer_stage",
+    "trained_entries",
+    "training_mixture",
+    "write_lines",
+]
+
+log = logging.getLogger(__name__)
+
+CHAT_EPOCHS = 6
+CHAT_SHARE = 0.5
+JOINT_CHAT_EPOCHS = 2
+EVALUATION_ROWS = 16
+DISTILL_BATCH = 128
+HELD_OUT_PERCENT = 2.0
+HEADS_PLAN = TrainPlan(
+    num_heads=4, num_layers=1, shared_lm_head=False, epochs=4, learning_rate=1e-2, tokens_per_batch=4096, compile=True
+)
+
+
+def corpus_stage(work: Path) -> Corpus:
+    """Read the standard library once and keep the split."""
+    path = work / "corpus.json"
+    if not path.exists():
+        build_corpus().save(path)
+    return Corpus.load(path)
+
+
+def tokenizer_stage(work: Path, corpus: Corpus) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on what the model is trained on."""
+    folder = work / "tokenizer"
+    if not folder.exists():
+        maker = ChatMaker(trained_entries(corpus), ChatMix(), seed=0)
+        spoken = [message["content"] for messages in maker.epoch() for message in messages]
+        written = [document.text for document in corpus.documents if not document.held_out]
+        train_tokenizer([*written, *spoken, *spoken]).save_pretrained(folder)
+    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return loaded
+
+
+def pretrain_stage(
+    work: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan, device: torch.device
+) -> None:
+    """Train the base model."""
+    model = build_model(ModelShape(), tokenizer, plan.seed)
+    mixture, watched = training_mixture(corpus, tokenizer, plan), held_out_rows(corpus, tokenizer, plan)
+    done = steps_done(work / "pretrain")
+    with progress_bar("pre-training", plan.steps, done, "step") as bar:
+
+        def show(loss: float) -> None:
+            bar.update(1)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+
+        pretrain(model, mixture, watched, plan, work / "pretrain", device, show)
+
+
+def training_mixture(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan) -> Mixture:
+    """Conversations and source text, trained entries and files only."""
+    filler = int(tokenizer.pad_token_id)
+    maker = ChatMaker(trained_entries(corpus), ChatMix(), plan.seed)
+    chat = pack(chat_ids(tokenizer, maker, CHAT_EPOCHS), plan.length, filler)
+    source = source_ids(tokenizer, (document for document in corpus.documents if not document.held_out))
+    return Mixture(chat, source, filler, CHAT_SHARE, plan.seed)
+
+
+def held_out_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan) -> dict[str, Tensor]:
+    """A few rows [B, T] of held-out conversations and files, to watch the loss on."""
+    filler = int(tokenizer.pad_token_id)
+    maker = ChatMaker([entry for entry in corpus.entries if entry.held_out], ChatMix(), plan.seed)
+    chat = pack(chat_ids(tokenizer, maker, 1), plan.length, filler)[:EVALUATION_ROWS]
+    files = [document for document in corpus.documents if document.held_out]
+    stream = source_ids(tokenizer, files)
+    rows = stream[: len(stream) // plan.length * plan.length].reshape(-1, plan.length)
+    spread = rows[:: max(1, len(rows) // EVALUATION_ROWS)][:EVALUATION_ROWS]
+    return {"chat": torch.from_numpy(chat.astype("int64")), "source": torch.from_numpy(spread.astype("int64"))}
+
+
+def trained_entries(corpus: Corpus) -> list[Entry]:
+    """The entries that training may see."""
+    return [entry for entry in corpus.entries if not entry.held_out]
+
+
+def export_stage(work: Path, tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan) -> Path:
+    """Write the pre-trained model in bf16; everything after it is measured and trained on the rounded weights."""
+    folder = work / "model"
+    if not (folder / "generation_config.json").exists():
+        model = build_model(ModelShape(), tokenizer, plan.seed)
+        state = torch.load(work / "pretrain" / "state.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        export_model(model, tokenizer, folder)
+    return folder
+
+
+def distill_stage(work: Path, corpus: Corpus, model: Path, device: str) -> Path:
+    """The model answers for its heads; a part of the original source is added as it is."""
+    data = work / "heads.jsonl"
+    if data.exists():
+        return data
+    prompts = list(distillation_prompts(corpus, seed=1))
+    parts: list[str] = []
+    for name, field, max_tokens in (
+        ("questions", "messages", ANSWER_TOKENS),
+        ("beginnings", "text", CONTINUATION_TOKENS),
+    ):
+        asked, answered = work / f"{name}.jsonl", work / f"{name}_answered.jsonl"
+        write_lines(asked, [prompt for prompt in prompts if field in prompt])
+        distill(str(model), asked, answered, DistillPlan(max_tokens=max_tokens, batch_size=DISTILL_BATCH), device)
+        parts.append(answered.read_text(encoding="utf-8"))
+    parts += [json.dumps(record) + "\n" for record in source_texts(corpus, seed=2)]
+    partial = data.with_name(data.name + ".partial")
+    partial.write_text("".join(parts), encoding="utf-8")
+    partial.replace(data)
+    return data
+
+
+def heads_stage(work: Path, model: Path, data: Path, plan: TrainPlan, device: str) -> Path:
+    """Train and calibrate the heads."""
+    folder = work / "heads"
+    if not (folder / "calibration.json").exists():
+        train(str(model), data, folder, plan, device)
+    return folder
+
+
+def joint_stage(
+    work: Path,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    heads_folder: Path,
+    plan: JointPlan,
+    device: torch.device,
+) -> tuple[Path, Path]:
+    """Train base and heads together; writes and returns the final model's and heads' folders."""
+    model_folder, final_heads = work / "final", work / "final_heads"
+    if (final_heads / "calibration.json").exists():
+        return model_folder, final_heads
+    model = build_model(ModelShape(), tokenizer, plan.seed)
+    model.load_state_dict(torch.load(work / "pretrain" / "state.pt", map_location="cpu", weights_only=True)["model"])
+    heads = load_heads(heads_folder, model.lm_head.weight.detach()).requires_grad_(True)
+    mixture = joint_mixture(work, corpus, tokenizer, plan)
+    with progress_bar("joint training", plan.steps, steps_done(work / "joint"), "step") as bar:
+
+        def show(own: float, ahead: float) -> None:
+            bar.update(1)
+            bar.set_postfix_str(f"loss {own:.3f}, heads {ahead:.3f}", refresh=False)
+
+        train_jointly(model, heads, mixture, plan, work / "joint", device, show)
+    export_model(model, tokenizer, model_folder)
+    save_heads(final_heads, heads.requires_grad_(False), str(model_folder))
+    base = FrozenBase.load(str(model_folder), device)
+    _, measured = split_held_out(list(read_examples(work / "heads.jsonl", base.tokenizer, 2048)), HELD_OUT_PERCENT)
+    calibrated = calibrate_heads(base, heads, batches(measured, plan.tokens_per_step, seed=0))
+    calibrated.save(final_heads / "calibration.json")
+    return model_folder, final_heads
+
+
+def joint_mixture(work: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: JointPlan) -> Mixture:
+    """The model's own finished answers, two passes over the conversations, and the source."""
+    records = [json.loads(line) for line in (work / "questions_answered.jsonl").read_text("utf-8").splitlines()]
+    talks: list[list[Message]] = [record["messages"] for record in records if record["finish_reason"] == "stop"]
+    maker = ChatMaker(trained_entries(corpus), ChatMix(), seed=7)
+    talks += [messages for _ in range(JOINT_CHAT_EPOCHS) for messages in maker.epoch()]
+    random.Random(plan.seed).shuffle(talks)
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in talks]
+    filler = int(tokenizer.pad_token_id)
+    chat = pack(tokenizer(texts, verbose=False)["input_ids"], plan.length, filler)
+    source = source_ids(tokenizer, (document for document in corpus.documents if not document.held_out))
+    return Mixture(chat, source, filler, PretrainPlan().decay_chat_share, plan.seed + 11)
+
+
+def held_out_losses(work: Path) -> dict[str, float]:
+    """Held-out losses by name at the end of pre-training."""
+    records = [json.loads(line) for line in (work / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last: dict[str, float] = [record for record in records if "held_out_chat" in record][-1]
+    return {"conversations": last["held_out_chat"], "source": last["held_out_source"]}
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def main() -> None:
+    """Run the stages in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything the recipe makes")
+    parser.add_argument("--out", type=Path, help="where the finished checkpoint goes; default: WORK/checkpoint")
+    parser.add_argument("--until", choices=("pretrain", "checkpoint"), default="checkpoint", help="last stage to run")
+    parser.add_argument("--steps", type=int, help="pre-training steps; may be changed when resuming")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--no-compile", action="store_true", help="train without a compiler at hand, half as fast")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    plan = replace(PretrainPlan(), compile=not options.no_compile)
+    plan = plan if options.steps is None else replace(plan, steps=options.steps)
+    heads_plan = replace(HEADS_PLAN, compile=not options.no_compile)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    corpus = corpus_stage(work)
+    tokenizer = tokenizer_stage(work, corpus)
+    pretrain_stage(work, corpus, tokenizer, plan, device)
+    if options.until == "pretrain":
+        return
+    model = export_stage(work, tokenizer, plan)
+    data = distill_stage(work, corpus, model, options.device)
+    heads = heads_stage(work, model, data, heads_plan, options.device)
+    joint_plan = replace(JointPlan(), compile=not options.no_compile)
+    model, heads = joint_stage(work, corpus, tokenizer, heads, joint_plan, device)
+    out: Path = options.out if options.out is not None else work / "checkpoint"
+    assemble(model, heads, out)
+    write_lines(out.parent / "held_out.jsonl", held_out_prompts(corpus))
+    results = measure_demo(out, corpus, held_out_losses(work))
+    (out / "README.md").write_text(model_card(corpus, plan, heads_plan, joint_plan, results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
