@@ -152,7 +152,7 @@ class Engine:
         source = model_location(config.heads) if config.heads is not None else find_heads(location)
         heads = load_heads(source, backbone.lm_head) if source is not None else None
         if heads is not None:
-            heads.quantize_lm_heads()
+            heads.choose_lm_head_kernel()
         temperatures = torch.ones(heads.config.num_heads if heads is not None else 0, device=device)
         if source is not None and heads is not None:
             temperatures = _calibrated_temperatures(Path(source), heads.config.num_heads, device)

@@ -46,7 +46,11 @@ def load_backbone(
     disable_progress_bar()  # type: ignore[no-untyped-call]  # whoever asked for the load shows one of their own
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, config=config, attn_implementation=ATTENTION, dtype=dtype or "auto", trust_remote_code=False
+            model,
+            config=config,
+            attn_implementation=ATTENTION,
+            dtype=dtype if dtype is not None else "auto",
+            trust_remote_code=False,
         )
     except KeyError as error:  # old attention classes look our name up in a table of their own
         raise UnsupportedModel(text_config.model_type, f"it has no attention named {error}") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from medusa_core.checkpoints import load_heads, save_heads
 from medusa_core.demo.card import measure_demo, model_card
@@ -23,27 +23,30 @@ from medusa_core.demo.corpus import Corpus, Entry, build_corpus
 from medusa_core.demo.joint import JointPlan, train_jointly
 from medusa_core.demo.measure import ANSWER_TOKENS, CONTINUATION_TOKENS
 from medusa_core.demo.package import assemble, export_model
-from medusa_core.demo.packing import Mixture, chat_ids, pack, source_ids
+from medusa_core.demo.packing import JudgedRows, Mixture, chat_ids, pack, pack_examples, source_ids
 from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, pretrain, steps_done
 from medusa_core.demo.prompts import distillation_prompts, held_out_prompts, source_texts
 from medusa_core.demo.tokenizer import train_tokenizer
 from medusa_core.loading import choose_device
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads
-from medusa_core.training.data import read_examples
+from medusa_core.training.data import Example, Record, encode, read_examples, read_records
+from medusa_core.training.data import Message as Turn
 from medusa_core.training.distill import DistillPlan, distill
 from medusa_core.training.progress import progress_bar
 from medusa_core.training.trainer import TrainPlan, batches, split_held_out, train
 
 __all__ = [
+    "as_record",
     "corpus_stage",
     "distill_stage",
     "export_stage",
     "heads_stage",
     "held_out_losses",
     "held_out_rows",
-    "joint_mixture",
+    "joint_rows",
     "joint_stage",
+    "last_tokens",
     "main",
     "pretrain_stage",
     "tokenizer_stage",
@@ -56,7 +59,9 @@ log = logging.getLogger(__name__)
 
 CHAT_EPOCHS = 6
 CHAT_SHARE = 0.5
-JOINT_CHAT_EPOCHS = 2
+ROUNDS = 2
+JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 2}
+"""How often joint training sees the model's own answers of each kind; the unknown is what heads find hardest."""
 EVALUATION_ROWS = 16
 DISTILL_BATCH = 128
 HELD_OUT_PERCENT = 2.0
@@ -138,80 +143,93 @@ def export_stage(work: Path, tokenizer: PreTrainedTokenizerFast, plan: PretrainP
     return folder
 
 
-def distill_stage(work: Path, corpus: Corpus, model: Path, device: str) -> Path:
+def distill_stage(folder: Path, corpus: Corpus, model: Path, seed: int, device: str) -> Path:
     """The model answers for its heads; a part of the original source is added as it is."""
-    data = work / "heads.jsonl"
+    data = folder / "heads.jsonl"
     if data.exists():
         return data
-    prompts = list(distillation_prompts(corpus, seed=1))
+    folder.mkdir(parents=True, exist_ok=True)
     parts: list[str] = []
-    for name, field, max_tokens in (
-        ("questions", "messages", ANSWER_TOKENS),
-        ("beginnings", "text", CONTINUATION_TOKENS),
-    ):
-        asked, answered = work / f"{name}.jsonl", work / f"{name}_answered.jsonl"
-        write_lines(asked, [prompt for prompt in prompts if field in prompt])
+    for kind, prompts in distillation_prompts(corpus, seed).items():
+        asked, answered = folder / f"{kind}.jsonl", folder / f"{kind}_answered.jsonl"
+        write_lines(asked, prompts)
+        max_tokens = ANSWER_TOKENS if "messages" in prompts[0] else CONTINUATION_TOKENS
         distill(str(model), asked, answered, DistillPlan(max_tokens=max_tokens, batch_size=DISTILL_BATCH), device)
         parts.append(answered.read_text(encoding="utf-8"))
-    parts += [json.dumps(record) + "\n" for record in source_texts(corpus, seed=2)]
+    parts += [json.dumps(record) + "\n" for record in source_texts(corpus, seed)]
     partial = data.with_name(data.name + ".partial")
     partial.write_text("".join(parts), encoding="utf-8")
     partial.replace(data)
     return data
 
 
-def heads_stage(work: Path, model: Path, data: Path, plan: TrainPlan, device: str) -> Path:
-    """Train and calibrate the heads."""
-    folder = work / "heads"
-    if not (folder / "calibration.json").exists():
-        train(str(model), data, folder, plan, device)
-    return folder
+def heads_stage(folder: Path, model: Path, data: Path, plan: TrainPlan, device: str) -> Path:
+    """Train and calibrate heads on the frozen base."""
+    heads = folder / "heads"
+    if not (heads / "calibration.json").exists():
+        train(str(model), data, heads, plan, device)
+    return heads
 
 
 def joint_stage(
-    work: Path,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerFast,
-    heads_folder: Path,
-    plan: JointPlan,
-    device: torch.device,
+    folder: Path, corpus: Corpus, model: Path, heads: Path, plan: JointPlan, device: torch.device
 ) -> tuple[Path, Path]:
-    """Train base and heads together; writes and returns the final model's and heads' folders."""
-    model_folder, final_heads = work / "final", work / "final_heads"
-    if (final_heads / "calibration.json").exists():
-        return model_folder, final_heads
-    model = build_model(ModelShape(), tokenizer, plan.seed)
-    model.load_state_dict(torch.load(work / "pretrain" / "state.pt", map_location="cpu", weights_only=True)["model"])
-    heads = load_heads(heads_folder, model.lm_head.weight.detach()).requires_grad_(True)
-    mixture = joint_mixture(work, corpus, tokenizer, plan)
-    with progress_bar("joint training", plan.steps, steps_done(work / "joint"), "step") as bar:
+    """Train base and heads together on the folder's answers; writes and returns the new model's and heads' folders."""
+    new_model, new_heads = folder / "model", folder / "joint_heads"
+    if (new_heads / "calibration.json").exists():
+        return new_model, new_heads
+    base = FrozenBase.load(str(model), device)
+    base_model: Any = base.model
+    base_model.float().requires_grad_(True)
+    trained = load_heads(heads, base.lm_head).float().requires_grad_(True)
+    rows = joint_rows(folder, corpus, base.tokenizer, plan, trained.config.num_heads)
+    with progress_bar("joint training", plan.steps, steps_done(folder / "joint"), "step") as bar:
 
         def show(own: float, ahead: float) -> None:
             bar.update(1)
             bar.set_postfix_str(f"loss {own:.3f}, heads {ahead:.3f}", refresh=False)
 
-        train_jointly(model, heads, mixture, plan, work / "joint", device, show)
-    export_model(model, tokenizer, model_folder)
-    save_heads(final_heads, heads.requires_grad_(False), str(model_folder))
-    base = FrozenBase.load(str(model_folder), device)
-    _, measured = split_held_out(list(read_examples(work / "heads.jsonl", base.tokenizer, 2048)), HELD_OUT_PERCENT)
-    calibrated = calibrate_heads(base, heads, batches(measured, plan.tokens_per_step, seed=0))
-    calibrated.save(final_heads / "calibration.json")
-    return model_folder, final_heads
+        train_jointly(base_model, trained, rows, plan, folder / "joint", device, show)
+    tokenizer: Any = base.tokenizer
+    export_model(base_model, tokenizer, new_model)
+    save_heads(new_heads, trained.requires_grad_(False), str(new_model))
+    rounded = FrozenBase.load(str(new_model), torch.device("cpu"))
+    _, measured = split_held_out(list(read_examples(folder / "heads.jsonl", base.tokenizer, 2048)), HELD_OUT_PERCENT)
+    calibrated = calibrate_heads(rounded, trained.cpu(), batches(measured, plan.tokens_per_step, seed=0))
+    calibrated.save(new_heads / "calibration.json")
+    return new_model, new_heads
 
 
-def joint_mixture(work: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: JointPlan) -> Mixture:
-    """The model's own finished answers, two passes over the conversations, and the source."""
-    records = [json.loads(line) for line in (work / "questions_answered.jsonl").read_text("utf-8").splitlines()]
-    talks: list[list[Message]] = [record["messages"] for record in records if record["finish_reason"] == "stop"]
+def joint_rows(
+    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, plan: JointPlan, num_heads: int
+) -> JudgedRows:
+    """The model's own answers that ended, its continuations, and one pass over the conversations.
+
+    What calibration measures on is left out.
+    """
+    examples: list[Example] = []
+    for kind, passes in JOINT_PASSES.items():
+        answered = [r for r in read_records(folder / f"{kind}_answered.jsonl") if r.text is not None or not r.is_cut]
+        kept, _ = split_held_out([encode(record, tokenizer) for record in answered], HELD_OUT_PERCENT)
+        examples += [last_tokens(example, plan.length - 1, num_heads) for example in kept] * passes
     maker = ChatMaker(trained_entries(corpus), ChatMix(), seed=7)
-    talks += [messages for _ in range(JOINT_CHAT_EPOCHS) for messages in maker.epoch()]
-    random.Random(plan.seed).shuffle(talks)
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in talks]
-    filler = int(tokenizer.pad_token_id)
-    chat = pack(tokenizer(texts, verbose=False)["input_ids"], plan.length, filler)
-    source = source_ids(tokenizer, (document for document in corpus.documents if not document.held_out))
-    return Mixture(chat, source, filler, PretrainPlan().decay_chat_share, plan.seed + 11)
+    talks = [encode(as_record(messages), tokenizer) for messages in maker.epoch()]
+    examples += split_held_out(talks, HELD_OUT_PERCENT)[0]
+    random.Random(plan.seed).shuffle(examples)
+    filler: Any = tokenizer.pad_token_id
+    return pack_examples(examples, plan.length, int(filler), plan.seed + 11)
+
+
+def last_tokens(example: Example, length: int, num_heads: int) -> Example:
+    """The end of an example, which the model wrote itself; nobody can foresee the first tokens of a text."""
+    tokens, judged = example.tokens[-length:], example.judged[-length:]
+    unforeseen = min(num_heads + 1, len(judged))
+    return Example(tokens, (False,) * unforeseen + judged[unforeseen:])
+
+
+def as_record(messages: list[Message]) -> Record:
+    """A conversation made here as a record of a data file."""
+    return Record(0, tuple(Turn(message["role"], message["content"]) for message in messages), None, is_cut=False)
 
 
 def held_out_losses(work: Path) -> dict[str, float]:
@@ -252,10 +270,15 @@ def main() -> None:
     if options.until == "pretrain":
         return
     model = export_stage(work, tokenizer, plan)
-    data = distill_stage(work, corpus, model, options.device)
-    heads = heads_stage(work, model, data, heads_plan, options.device)
     joint_plan = replace(JointPlan(), compile=not options.no_compile)
-    model, heads = joint_stage(work, corpus, tokenizer, heads, joint_plan, device)
+    heads: Path | None = None
+    for number in range(1, ROUNDS + 1):
+        folder = work / f"round{number}"
+        data = distill_stage(folder, corpus, model, number, options.device)
+        if heads is None:
+            heads = heads_stage(folder, model, data, heads_plan, options.device)
+        model, heads = joint_stage(folder, corpus, model, heads, joint_plan, device)
+    assert heads is not None, "there is a first round"
     out: Path = options.out if options.out is not None else work / "checkpoint"
     assemble(model, heads, out)
     write_lines(out.parent / "held_out.jsonl", held_out_prompts(corpus))

@@ -98,12 +98,14 @@ def model_card(corpus: Corpus, pretraining: PretrainPlan, heads: TrainPlan, join
         "```",
         "",
         f"Pre-training: {pretraining.steps} steps of {pretraining.tokens_per_step} tokens, half conversations and",
-        f"half source, bf16 autocast, Muon and AdamW. The model then answered {QUESTIONS} itself (greedy), and",
-        f"{heads.num_heads} heads of {heads.num_layers} residual block"
-        f"{'s' if heads.num_layers > 1 else ''} with {'shared' if heads.shared_lm_head else 'their own'} LM heads were",
-        f"trained on these answers and on some original source: Medusa-1, {heads.epochs} passes. At last base and heads",
-        f"were trained together for {joint.steps} steps, the heads' loss weighing {joint.heads_weight} (Medusa-2's idea,",
-        "without the adapters): the base remembers what it learnt and its hidden states look further ahead.",
+        f"half source, Muon and AdamW. The model then answered {QUESTIONS} itself (greedy),",
+        f"and {heads.num_heads} heads of {_counted(heads.num_layers, 'residual block')} with",
+        f"{'the shared' if heads.shared_lm_head else 'their own'} LM heads were trained on these answers and on some",
+        f"original source: Medusa-1, {heads.epochs} passes. Then base and heads were trained together for",
+        f"{joint.steps} steps of {joint.tokens_per_step} tokens, the heads' loss weighing {joint.heads_weight}",
+        "(Medusa-2's idea, without the adapters): the base remembers what it learnt, and its hidden states look",
+        "further ahead. Answering and joint training were done twice, so that the second time the heads learnt from",
+        "the answers of a base made for them.",
         "",
         "## Measured",
         "",
@@ -140,6 +142,10 @@ def model_card(corpus: Corpus, pretraining: PretrainPlan, heads: TrainPlan, join
         *LIMITS,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number > 1 else ''}"
 
 
 def _speed_row(nodes: int, speculated: Speculated) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medusa_core.demo.packing import Mixture, labels_for
+from medusa_core.training.precision import mixed_precision
 
 __all__ = [
     "ModelShape",
@@ -150,7 +151,7 @@ def pretrain(
         tokens = seen_now.batch(step, plan.tokens_per_step, length).to(device)
         for optim, full in zip(optims, (plan.matrix_lr, plan.other_lr), strict=True):
             optim.param_groups[0]["lr"] = full * rate(step, plan)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             loss = train_loss(model, tokens, mixture.filler)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), plan.gradient_norm)
@@ -175,7 +176,7 @@ def evaluate(model: LlamaForCausalLM, rows: Tensor, filler: int) -> float:
     """Held-out loss in nats per token; rows is [B, T] int64."""
     device = next(model.parameters()).device
     parts: tuple[Tensor, ...] = rows.split(8)  # type: ignore[no-untyped-call]
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         losses = [float(language_loss(model, part.to(device), filler)) for part in parts]
     return round(sum(losses) / len(losses), 4)
 

@@ -11,31 +11,31 @@ __all__ = ["distillation_prompts", "held_out_prompts", "invented", "prefixes", "
 
 Prompt = dict[str, Any]
 
-QUESTIONS_PER_ENTRY = 1
-INVENTED_NAMES = 2000
-SOURCE_PREFIXES = 2000
+INVENTED_NAMES = 6000
+TRIES_PER_NAME = 4
+SOURCE_PREFIXES = 3000
 SOURCE_TEXTS = 1500
 PREFIX_LINES = (4, 40)
 HELD_OUT_QUESTIONS = 40
 HELD_OUT_PREFIXES = 20
 
 
-def distillation_prompts(corpus: Corpus, seed: int) -> Iterator[Prompt]:
-    """What the model answers for its heads: known names, names that do not exist, and source to continue.
+def distillation_prompts(corpus: Corpus, seed: int) -> dict[str, list[Prompt]]:
+    """What the model answers for its heads, by kind: known names, names that do not exist, and source to continue.
 
     Held-out entries and files are not among them; invented names stand in for what the model does not know.
     """
     chooser = random.Random(seed)
     known = [entry for entry in corpus.entries if not entry.held_out]
     maker = ChatMaker(known, ChatMix(two_turns=0.1), seed)
-    for _ in range(QUESTIONS_PER_ENTRY):
-        for entry in known:
-            yield {"messages": maker.conversation(entry)[:-1]}
     names = {entry.name for entry in corpus.entries}
-    for entry in invented(known, names, INVENTED_NAMES, chooser):
-        yield {"messages": [{"role": "user", "content": maker.question(entry)}]}
-    for text in prefixes([d for d in corpus.documents if not d.held_out], SOURCE_PREFIXES, chooser):
-        yield {"text": text}
+    unknown = invented(known, names, INVENTED_NAMES, chooser)
+    trained = [document for document in corpus.documents if not document.held_out]
+    return {
+        "known": [{"messages": maker.conversation(entry)[:-1]} for entry in known],
+        "invented": [{"messages": [{"role": "user", "content": maker.question(entry)}]} for entry in unknown],
+        "beginnings": [{"text": text} for text in prefixes(trained, SOURCE_PREFIXES, chooser)],
+    }
 
 
 def source_texts(corpus: Corpus, seed: int) -> Iterator[Prompt]:
@@ -46,13 +46,13 @@ def source_texts(corpus: Corpus, seed: int) -> Iterator[Prompt]:
 
 
 def invented(known: Sequence[Entry], taken: set[str], count: int, chooser: random.Random) -> Iterator[Entry]:
-    """Names that nothing has: the parent of one entry with the last part of another."""
+    """Up to `count` names that nothing has: the parent of one entry with the last part of another."""
     made: set[str] = set()
-    while len(made) < count:
+    for _ in range(TRIES_PER_NAME * count):  # a small corpus has fewer combinations than are asked for
         host, guest = chooser.choice(known), chooser.choice(known)
         parent, leaf = host.name.rpartition(".")[0], guest.name.rpartition(".")[2]
         name = f"{parent}.{leaf}" if parent else leaf
-        if name not in taken and name not in made and guest.kind != "topic":
+        if len(made) < count and name not in taken and name not in made and guest.kind != "topic":
             made.add(name)
             yield Entry(name, guest.kind, "", held_out=False)
 

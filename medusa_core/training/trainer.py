@@ -26,6 +26,7 @@ from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads, judged_rows
 from medusa_core.training.data import Example, read_examples
 from medusa_core.training.loss import WeightedNats, chunk_losses, weighted_nats
+from medusa_core.training.precision import mixed_precision
 from medusa_core.training.progress import progress_bar
 
 __all__ = ["TrainPlan", "batches", "fingerprint", "rate", "split_held_out", "train", "train_heads"]
@@ -127,7 +128,7 @@ def _accumulate_gradients(
     nats: WeightedNats,
 ) -> float:
     """Add the batch's gradients to the heads'; returns its loss."""
-    with torch.autocast(base.device.type, dtype=torch.bfloat16):
+    with mixed_precision(base.device):
         rows, labels = judged_rows(base, batch, plan.num_heads)
         total = 0.0
         for part in chunk_losses(heads, rows, labels, plan.decay, plan.rows_per_chunk, nats):

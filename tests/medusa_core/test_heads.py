@@ -57,12 +57,22 @@ def test_int8_lm_heads_rank_nearly_as_the_exact_ones(shared: bool) -> None:
     exact = heads(rows)
 
     if not heads.quantize_lm_heads():
-        pytest.skip("this torch has no int8 product for this processor")
+        pytest.skip("this torch has no product of int8 weights")
 
     close = heads(rows)
     assert close.shape == exact.shape
     assert float((close - exact).abs().max()) < 0.03 * float(exact.abs().max())
     assert torch.allclose(heads(rows[0]), close[:, 0], atol=0.02 * float(exact.abs().max()))
+
+
+def test_the_kernel_that_is_chosen_drafts_what_the_heads_say() -> None:
+    heads = random_heads(base(200, 64), 3, shared=False)
+    rows = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    exact = heads(rows)
+
+    heads.choose_lm_head_kernel()
+
+    assert float((heads(rows) - exact).abs().max()) < 0.03 * float(exact.abs().max())
 
 
 def test_an_lm_head_of_another_shape_is_refused() -> None:

@@ -7,13 +7,16 @@ from medusa_core.demo.build import (
     corpus_stage,
     held_out_losses,
     held_out_rows,
-    joint_mixture,
+    joint_rows,
+    last_tokens,
     tokenizer_stage,
     training_mixture,
+    write_lines,
 )
 from medusa_core.demo.corpus import Corpus, Document, Entry
 from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.pretrain import PretrainPlan
+from medusa_core.training.data import Example
 
 PLAN = PretrainPlan(length=64, compile=False)
 SOURCE = "def dedent(text):\n    return text.strip()\n" * 20
@@ -53,21 +56,34 @@ def test_what_is_watched_is_held_out(tmp_path: Path) -> None:
 
 def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_path: Path) -> None:
     own = tokenizer_stage(tmp_path, CORPUS)
-    answers = [("Finished.", "stop"), ("Torn", "length")]
-    (tmp_path / "questions_answered.jsonl").write_text(
-        "".join(
-            json.dumps({"messages": [{"role": "assistant", "content": text}], "finish_reason": reason}) + "\n"
-            for text, reason in answers
+    question = {"role": "user", "content": "Well?"}
+    for kind in ("known", "invented"):
+        answers = [(f"Finished {kind}.", "stop"), (f"Torn {kind}", "length")]
+        write_lines(
+            tmp_path / f"{kind}_answered.jsonl",
+            [
+                {"messages": [question, {"role": "assistant", "content": text}], "finish_reason": reason}
+                for text, reason in answers
+            ],
         )
-    )
+    write_lines(tmp_path / "beginnings_answered.jsonl", [{"text": "import this\n" * 30, "finish_reason": "length"}])
 
-    mixture = joint_mixture(tmp_path, CORPUS, own, JointPlan(length=64))
+    rows = joint_rows(tmp_path, CORPUS, own, JointPlan(length=64), num_heads=4)
 
-    chat = own.decode(mixture.chat.flatten().tolist())
-    assert "Finished." in chat
-    assert "Torn" not in chat
-    assert "box.name3" not in chat
-    assert "zebra" not in own.decode(mixture.source.tolist())
+    seen, judged = own.decode(rows.tokens.flatten().tolist()), own.decode(rows.tokens[rows.judged].tolist())
+    assert seen.count("Finished known.") == 1
+    assert seen.count("Finished invented.") == 2
+    assert "import this" in judged
+    assert "Torn" not in seen
+    assert "box.name3" not in seen
+    assert "Well?" not in judged
+
+
+def test_the_end_of_a_long_text_is_kept_and_its_first_tokens_are_not_judged() -> None:
+    example = last_tokens(Example(tuple(range(20)), (True,) * 20), length=12, num_heads=4)
+
+    assert example.tokens == tuple(range(8, 20))
+    assert example.judged == (False,) * 5 + (True,) * 7
 
 
 def test_the_last_held_out_losses_are_the_ones_quoted(tmp_path: Path) -> None:

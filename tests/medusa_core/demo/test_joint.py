@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from medusa_core.demo.joint import JointPlan, joint_loss, joint_optimizers, train_jointly
-from medusa_core.demo.packing import Mixture
+from medusa_core.demo.joint import JointPlan, choose_positions, joint_loss, train_jointly
+from medusa_core.demo.packing import JudgedRows
 from medusa_core.demo.pretrain import ModelShape, build_model
 from medusa_core.heads import DraftHeads
 from medusa_core.training.loss import head_loss
@@ -24,22 +24,22 @@ def cast() -> tuple[LlamaForCausalLM, DraftHeads]:
     return model, DraftHeads.from_base(model.lm_head.weight.detach(), 2, shared_lm_head=False)
 
 
-def mixture() -> Mixture:
-    counting = np.arange(400, dtype=np.uint16) % 50 + 10
-    return Mixture(counting.reshape(-1, 16), counting, filler=0, chat_share=0.5, seed=0)
+def rows() -> JudgedRows:
+    counting = np.arange(400, dtype=np.uint16).reshape(-1, 16) % 50 + 10
+    return JudgedRows(counting, np.ones_like(counting, dtype=np.bool_), seed=0)
 
 
 def run(model: LlamaForCausalLM, heads: DraftHeads, folder: Path, plan: JointPlan = PLAN) -> list[tuple[float, float]]:
     losses: list[tuple[float, float]] = []
-    train_jointly(model, heads, mixture(), plan, folder, CPU, lambda own, ahead: losses.append((own, ahead)))
+    train_jointly(model, heads, rows(), plan, folder, CPU, lambda own, ahead: losses.append((own, ahead)))
     return losses
 
 
 def test_the_heads_part_is_the_loss_that_heads_are_trained_with() -> None:
     model, heads = cast()
-    tokens = mixture().batch(0, 64, 16)
+    tokens, judged = rows().batch(0, 4)
 
-    _, ahead = joint_loss(model, heads, tokens, torch.arange(64), 0, PLAN)
+    _, ahead = joint_loss(model, heads, tokens, judged, torch.arange(64), PLAN.decay)
 
     hidden = model.model(input_ids=tokens).last_hidden_state
     torch.testing.assert_close(ahead, head_loss(heads(hidden), tokens, PLAN.decay))
@@ -47,7 +47,7 @@ def test_the_heads_part_is_the_loss_that_heads_are_trained_with() -> None:
 
 def test_the_heads_loss_reaches_the_base() -> None:
     model, heads = cast()
-    _, ahead = joint_loss(model, heads, mixture().batch(0, 64, 16), torch.arange(64), 0, PLAN)
+    _, ahead = joint_loss(model, heads, *rows().batch(0, 4), torch.arange(64), PLAN.decay)
 
     ahead.backward()
 
@@ -55,7 +55,7 @@ def test_the_heads_loss_reaches_the_base() -> None:
 
 
 def test_both_learn_to_count(tmp_path: Path) -> None:
-    losses = run(*cast(), tmp_path, replace(PLAN, steps=150, save_every=1000, matrix_lr=0.02))
+    losses = run(*cast(), tmp_path, replace(PLAN, steps=150, save_every=1000, base_lr=0.01))
 
     assert losses[-1][0] < 0.5 * losses[0][0]
     assert losses[-1][1] < 0.7 * losses[0][1]
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None
             raise Killed
 
     with pytest.raises(Killed):
-        train_jointly(*killed, mixture(), PLAN, tmp_path / "b", CPU, dies)
+        train_jointly(*killed, rows(), PLAN, tmp_path / "b", CPU, dies)
 
     assert len(run(*resumed, tmp_path / "b")) == 2
     for whole, part in zip(undisturbed, resumed, strict=True):
@@ -90,9 +90,25 @@ def test_the_log_keeps_both_losses(tmp_path: Path) -> None:
     ]
 
 
-def test_every_parameter_has_exactly_one_optimizer() -> None:
+def test_what_is_not_judged_teaches_nothing() -> None:
     model, heads = cast()
-    optims = joint_optimizers(model, heads, PLAN)
-    held = [id(p) for optimizer in optims for group in optimizer.param_groups for p in group["params"]]
+    tokens, _ = rows().batch(0, 4)
+    judged = torch.zeros_like(tokens, dtype=torch.bool)
+    judged[:, 8:12] = True
 
-    assert sorted(held) == sorted(id(parameter) for parameter in [*model.parameters(), *heads.parameters()])
+    losses = joint_loss(model, heads, tokens, judged, torch.arange(64), PLAN.decay)
+    changed = tokens.clone()
+    changed[:, 12:] = 5  # behind everything that is judged
+
+    for loss, again in zip(
+        losses, joint_loss(model, heads, changed, judged, torch.arange(64), PLAN.decay), strict=True
+    ):
+        torch.testing.assert_close(loss, again)
+
+
+def test_heads_are_asked_where_a_judged_token_lies_ahead() -> None:
+    judged = torch.zeros(2, 16, dtype=torch.bool)
+    judged[0, 6] = True  # head 1 is asked for it from position 4, head 2 from position 3
+
+    assert sorted(choose_positions(judged, 2, 2, seed=0).tolist()) == [3, 4]
+    assert len(set(choose_positions(judged, 2, 20, seed=0).tolist())) == 20

@@ -1,4 +1,5 @@
 import random
+from itertools import chain
 
 from medusa_core.demo.corpus import Corpus, Document, Entry
 from medusa_core.demo.prompts import distillation_prompts, held_out_prompts, invented, prefixes, source_texts
@@ -19,7 +20,8 @@ def texts(prompts: list[dict[str, object]]) -> list[str]:
 
 
 def test_nothing_held_out_is_distilled() -> None:
-    prompts = [*distillation_prompts(CORPUS, seed=0), *source_texts(CORPUS, seed=0)]
+    distilled = distillation_prompts(CORPUS, seed=0)
+    prompts = [*chain.from_iterable(distilled.values()), *source_texts(CORPUS, seed=0)]
     unseen = [entry.name for entry in CORPUS.entries if entry.held_out]
 
     assert len(prompts) > 1000
@@ -28,8 +30,11 @@ def test_nothing_held_out_is_distilled() -> None:
 
 
 def test_a_prompt_ends_where_the_assistant_speaks() -> None:
-    for prompt in distillation_prompts(CORPUS, seed=0):
-        assert "text" in prompt or prompt["messages"][-1]["role"] == "user"
+    prompts = distillation_prompts(CORPUS, seed=0)
+
+    assert all("text" in prompt for prompt in prompts["beginnings"])
+    for prompt in [*prompts["known"], *prompts["invented"]]:
+        assert prompt["messages"][-1]["role"] == "user"
 
 
 def test_invented_names_exist_nowhere() -> None:
