@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from medusa_core.demo.joint import JointPlan, train_jointly
 from medusa_core.demo.measure import ANSWER_TOKENS, CONTINUATION_TOKENS
 from medusa_core.demo.package import assemble, export_model
 from medusa_core.demo.packing import JudgedRows, Mixture, chat_ids, pack, pack_examples, source_ids
-from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, pretrain, steps_done
+from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, evaluate, pretrain, steps_done
 from medusa_core.demo.prompts import distillation_prompts, held_out_prompts, source_texts
 from medusa_core.demo.tokenizer import train_tokenizer
 from medusa_core.loading import choose_device
@@ -63,6 +63,7 @@ ROUNDS = 2
 JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 2}
 """How often joint training sees the model's own answers of each kind; the unknown is what heads find hardest."""
 EVALUATION_ROWS = 16
+WATCHED = {"conversations": "chat", "source": "source"}
 DISTILL_BATCH = 128
 HELD_OUT_PERCENT = 2.0
 HEADS_PLAN = TrainPlan(
@@ -179,10 +180,10 @@ def joint_stage(
     if (new_heads / "calibration.json").exists():
         return new_model, new_heads
     base = FrozenBase.load(str(model), device)
-    base_model: Any = base.model
+    base_model, tokenizer = cast(Any, base.model), cast(Any, base.tokenizer)
     base_model.float().requires_grad_(True)
     trained = load_heads(heads, base.lm_head).float().requires_grad_(True)
-    rows = joint_rows(folder, corpus, base.tokenizer, plan, trained.config.num_heads)
+    rows = joint_rows(folder, corpus, tokenizer, plan, trained.config.num_heads)
     with progress_bar("joint training", plan.steps, steps_done(folder / "joint"), "step") as bar:
 
         def show(own: float, ahead: float) -> None:
@@ -190,11 +191,10 @@ def joint_stage(
             bar.set_postfix_str(f"loss {own:.3f}, heads {ahead:.3f}", refresh=False)
 
         train_jointly(base_model, trained, rows, plan, folder / "joint", device, show)
-    tokenizer: Any = base.tokenizer
     export_model(base_model, tokenizer, new_model)
     save_heads(new_heads, trained.requires_grad_(False), str(new_model))
     rounded = FrozenBase.load(str(new_model), torch.device("cpu"))
-    _, measured = split_held_out(list(read_examples(folder / "heads.jsonl", base.tokenizer, 2048)), HELD_OUT_PERCENT)
+    _, measured = split_held_out(list(read_examples(folder / "heads.jsonl", tokenizer, 2048)), HELD_OUT_PERCENT)
     calibrated = calibrate_heads(rounded, trained.cpu(), batches(measured, plan.tokens_per_step, seed=0))
     calibrated.save(new_heads / "calibration.json")
     return new_model, new_heads
@@ -216,8 +216,7 @@ def joint_rows(
     talks = [encode(as_record(messages), tokenizer) for messages in maker.epoch()]
     examples += split_held_out(talks, HELD_OUT_PERCENT)[0]
     random.Random(plan.seed).shuffle(examples)
-    filler: Any = tokenizer.pad_token_id
-    return pack_examples(examples, plan.length, int(filler), plan.seed + 11)
+    return pack_examples(examples, plan.length, cast(int, tokenizer.pad_token_id), plan.seed + 11)
 
 
 def last_tokens(example: Example, length: int, num_heads: int) -> Example:
@@ -232,11 +231,12 @@ def as_record(messages: list[Message]) -> Record:
     return Record(0, tuple(Turn(message["role"], message["content"]) for message in messages), None, is_cut=False)
 
 
-def held_out_losses(work: Path) -> dict[str, float]:
-    """Held-out losses by name at the end of pre-training."""
-    records = [json.loads(line) for line in (work / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    last: dict[str, float] = [record for record in records if "held_out_chat" in record][-1]
-    return {"conversations": last["held_out_chat"], "source": last["held_out_source"]}
+def held_out_losses(checkpoint: Path, corpus: Corpus, plan: PretrainPlan) -> dict[str, float]:
+    """Held-out nats per token of a finished checkpoint, by name."""
+    base = FrozenBase.load(str(checkpoint), torch.device("cpu"))
+    model, tokenizer = cast(Any, base.model), cast(Any, base.tokenizer)
+    rows = held_out_rows(corpus, tokenizer, plan)
+    return {name: evaluate(model, rows[kind], tokenizer.pad_token_id) for name, kind in WATCHED.items()}
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -282,7 +282,7 @@ def main() -> None:
     out: Path = options.out if options.out is not None else work / "checkpoint"
     assemble(model, heads, out)
     write_lines(out.parent / "held_out.jsonl", held_out_prompts(corpus))
-    results = measure_demo(out, corpus, held_out_losses(work))
+    results = measure_demo(out, corpus, held_out_losses(out, corpus, plan))
     (out / "README.md").write_text(model_card(corpus, plan, heads_plan, joint_plan, results), encoding="utf-8")
 
 

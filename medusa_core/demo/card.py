@@ -46,7 +46,7 @@ class Results:
 def measure_demo(folder: Path, corpus: Corpus, losses: dict[str, float]) -> Results:
     """Measure the finished checkpoint, bf16 rounding included.
 
-    losses: held-out nats per token at the end of pre-training.
+    losses: held-out nats per token of the same checkpoint.
     """
     measurer = Measurer(folder, folder / "heads", max(TREE_NODES))
     prompts = held_out_prompts(corpus)

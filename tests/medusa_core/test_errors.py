@@ -6,6 +6,8 @@ from medusa_core import errors
 def tree(kind: type, depth: int = 0) -> list[str]:
     lines = [] if kind is not errors.MedusaError else [kind.__name__]
     for child in kind.__subclasses__():
+        if child.__module__ != errors.__name__:
+            continue  # the server adds errors of its own
         lines += ["  " * (depth + 1) + child.__name__, *tree(child, depth + 1)]
     return lines
 

@@ -1,4 +1,4 @@
-import json
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from medusa_core.demo.build import (
 )
 from medusa_core.demo.corpus import Corpus, Document, Entry
 from medusa_core.demo.joint import JointPlan
-from medusa_core.demo.pretrain import PretrainPlan
+from medusa_core.demo.package import export_model
+from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model
 from medusa_core.training.data import Example
 
 PLAN = PretrainPlan(length=64, compile=False)
@@ -86,13 +87,13 @@ def test_the_end_of_a_long_text_is_kept_and_its_first_tokens_are_not_judged() ->
     assert example.judged == (False,) * 5 + (True,) * 7
 
 
-def test_the_last_held_out_losses_are_the_ones_quoted(tmp_path: Path) -> None:
-    (tmp_path / "pretrain").mkdir()
-    records = [
-        {"held_out_chat": 3.0, "held_out_source": 4.0},
-        {"held_out_chat": 1.0, "held_out_source": 2.0},
-        {"loss": 9},
-    ]
-    (tmp_path / "pretrain" / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+def test_the_losses_that_are_quoted_are_the_finished_checkpoints(tmp_path: Path) -> None:
+    own = tokenizer_stage(tmp_path, CORPUS)
+    shape = ModelShape(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32)
+    export_model(build_model(shape, own, seed=0), own, tmp_path / "model")
 
-    assert held_out_losses(tmp_path) == {"conversations": 1.0, "source": 2.0}
+    losses = held_out_losses(tmp_path / "model", CORPUS, PLAN)
+
+    assert set(losses) == {"conversations", "source"}
+    # An untrained model knows nothing: about the logarithm of its vocabulary.
+    assert all(abs(loss - math.log(len(own))) < 1.0 for loss in losses.values())
