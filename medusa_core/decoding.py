@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from medusa_core.acceptance import Acceptance, AcceptanceRule
+from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone, Forward
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.kv_cache import KVCache
@@ -61,13 +62,15 @@ def draft_and_forward(
 
 
 def accept_and_commit(
-    cache: KVCache, rule: AcceptanceRule, verified: Verified, state: DraftState
+    cache: KVCache, adjustments: Adjustments, rule: AcceptanceRule, verified: Verified, state: DraftState
 ) -> tuple[Acceptance, DraftState]:
     """Accept a path, move its rows to the front, and return what was emitted with the state of the next step."""
-    accepted = rule.accept(verified.tree, verified.forward.logits, state.past)
+    logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts)
+    accepted = rule.accept(verified.tree, logits, state.past)
     cache.commit(state.past, accepted.path)
     hidden = verified.forward.hidden.index_select(0, accepted.last)[0]
-    return accepted, DraftState(accepted.bonus, hidden, state.past + accepted.count)
+    counts = adjustments.count(state.counts, accepted.tokens, accepted.count)
+    return accepted, DraftState(accepted.bonus, hidden, state.past + accepted.count, counts)
 
 
 def bucket(rows: int, multiple: int = 64) -> int:

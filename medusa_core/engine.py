@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 
 from medusa_core.acceptance import make_rule
+from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
@@ -21,6 +22,7 @@ from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLo
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
 from medusa_core.runners import DecodePlan, EagerRunner, Runner
 from medusa_core.sampling import Sampler, SamplingParams
+from medusa_core.tree import CandidateTree
 
 __all__ = [
     "Delta",
@@ -204,6 +206,10 @@ class Engine:
         if len(request.prompt) >= self.info.max_context:
             asked = request.max_tokens if request.max_tokens is not None else 1
             raise PromptTooLong(len(request.prompt), asked, self.info.max_context)
+        outside = [token for token, _ in request.sampling.logit_bias if not 0 <= token < self.info.vocab_size]
+        if outside:
+            message = f"token id {outside[0]} is not in the vocabulary of {self.info.vocab_size}"
+            raise InvalidParameter(message, "logit_bias")
 
     def generate(self, request: GenerationRequest, should_stop: Callable[[], bool] = never) -> Iterator[Delta]:
         """Continue a sequence until EOS, a stop token, a limit, or until `should_stop` says so.
@@ -215,21 +221,28 @@ class Engine:
         prompt, cache = request.prompt, self._cache
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
         sampler = Sampler(replace(request.sampling, seed=seed), self._backbone.device)
-        plan = DecodePlan(self._drafters.get(request.speculation), make_rule(sampler, request.speculation))
         output = _Output(request, self.info)
+        adjustments = Adjustments.of_request(
+            request.sampling, prompt, output.stops, self.info.vocab_size, self._backbone.device
+        )
+        rule = make_rule(sampler, request.speculation)
+        plan = DecodePlan(self._drafters.get(request.speculation), adjustments, rule)
 
         started = time.perf_counter()
         cached_tokens = cache.reuse(prompt)
         computed = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop)
         if computed is None:
             return
-        past = torch.tensor(len(prompt), device=self._backbone.device)
-        root = sampler.draw(computed.logits, torch.zeros_like(past)[None], past, max_depth=0)[0]
+        past, counts = torch.tensor(len(prompt), device=self._backbone.device), adjustments.start()
+        end = CandidateTree.chain(torch.tensor(prompt[-1:], device=self._backbone.device))
+        logits = adjustments.apply(computed.logits, end, past - 1, counts)
+        root = sampler.draw(logits, end.depth, past, end.max_depth)
         first = int(root)
         now = time.perf_counter()
         yield output.emit([first], PromptStats(len(prompt), cached_tokens, now - started), None)
 
-        state = DraftState(root, computed.hidden[0], past)
+        counts = adjustments.count(counts, root, torch.ones_like(past))
+        state = DraftState(root[0], computed.hidden[0], past, counts)
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
@@ -243,7 +256,7 @@ class _Output:
 
     def __init__(self, request: GenerationRequest, info: EngineInfo) -> None:
         eos = frozenset() if request.ignore_eos else frozenset(info.eos_token_ids)
-        self._stops = request.stop_token_ids | eos
+        self.stops = request.stop_token_ids | eos
         room = info.max_context - len(request.prompt)
         self._left = room if request.max_tokens is None else min(room, request.max_tokens)
         self.finish_reason: Literal["stop", "length"] | None = None
@@ -253,7 +266,7 @@ class _Output:
         """Cut a step's tokens at the first stop token or limit inside it; `root` becomes the last of them uncut."""
         self.root = tokens[-1]
         kept = tokens[: self._left]
-        stop = next((index for index, token in enumerate(kept) if token in self._stops), None)
+        stop = next((index for index, token in enumerate(kept) if token in self.stops), None)
         if stop is not None:
             kept, self.finish_reason = kept[: stop + 1], "stop"
         elif len(kept) == self._left:

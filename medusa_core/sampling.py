@@ -13,8 +13,24 @@ from torch import Tensor
 
 from medusa_core.errors import InvalidParameter
 
-__all__ = ["Sampler", "SamplingParams", "gumbel_noise", "noise_key", "process_logits", "uniform_tail"]
+__all__ = [
+    "Sampler",
+    "SamplingParams",
+    "gumbel_noise",
+    "noise_key",
+    "process_logits",
+    "uniform_tail",
+]
 
+# OpenAI's limits.
+_LOGIT_BIAS_RANGE = (-100.0, 100.0)
+_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
 _MASK = 0xFFFFFFFF
 # The two multipliers of a full-avalanche 32-bit integer hash (xor-shift-multiply, three rounds of shifts).
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
@@ -31,7 +47,15 @@ class SamplingParams:
     seed:        64-bit; None lets the engine draw a fresh one for each request.
     choice:      index among several answers to one prompt; joins the seed.
 
-    Filters act in the order top_k, top_p, min_p on the distribution after temperature, as transformers' do.
+    Filters act in the order top_k, top_p, min_p on the distribution after temperature, as transformers' do. Before the
+    temperature come the adjustments, in this order, each over what the sequence holds at that position:
+
+    repetition_penalty: divides positive logits, multiplies negative ones, of tokens in the prompt or the answer; 1 is
+                        off. Source: CTRL (arXiv:1909.05858), section "Sampling".
+    presence_penalty:   subtracted from the logits of tokens in the answer; 0 is off.
+    frequency_penalty:  subtracted once for each time a token stands in the answer; 0 is off.
+    logit_bias:         (token, value) pairs, added.
+    min_tokens:         tokens of the answer before it may end; until then tokens that end it are not drawn.
     """
 
     temperature: float = 1.0
@@ -40,9 +64,14 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     choice: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise InvalidParameter(f"{name} is {value}, it must be between {low:g} and {high:g}", name)
@@ -50,6 +79,16 @@ class SamplingParams:
             raise InvalidParameter(f"top_k is {self.top_k}, it must be at least 1", "top_k")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidParameter("seed must fit in 64 bits", "seed")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
+            message = f"repetition_penalty is {self.repetition_penalty}, it must be above 0"
+            raise InvalidParameter(message, "repetition_penalty")
+        if self.min_tokens < 0:
+            raise InvalidParameter(f"min_tokens is {self.min_tokens}, it must be at least 0", "min_tokens")
+        low, high = _LOGIT_BIAS_RANGE
+        for token, bias in self.logit_bias:
+            if not (math.isfinite(bias) and low <= bias <= high):
+                message = f"the bias of token {token} is {bias}, it must be between {low:g} and {high:g}"
+                raise InvalidParameter(message, "logit_bias")
 
 
 def _mix(x: Tensor) -> Tensor:

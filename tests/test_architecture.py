@@ -22,7 +22,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"drafters", "loading"},
         {"backbone", "acceptance"},
         {"checkpoints"},
-        {"kv_cache", "heads"},
+        {"adjustments", "kv_cache", "heads"},
         {"sampling", "tree", "calibration", "text"},
         {"config", "chat_templates", "detokenizer"},
         {"errors"},

@@ -41,7 +41,7 @@ class AcceptanceRule(Protocol):
     def accept(self, tree: CandidateTree, logits: Tensor, past: Tensor) -> Acceptance:
         """Choose the accepted path.
 
-        logits: [N, V], the model's at every node.
+        logits: [N, V], the model's at every node, adjusted as the request asks.
         past:   [] int64, absolute position of the root.
         """
         ...

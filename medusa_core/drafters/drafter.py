@@ -17,11 +17,13 @@ class DraftState:
     root:   [] int64, the token already decided and emitted, not yet in the cache.
     hidden: [H], last hidden state of the last committed token.
     past:   [] int64, committed rows, which is also the root's absolute position.
+    counts: [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
     """
 
     root: Tensor
     hidden: Tensor
     past: Tensor
+    counts: Tensor | None = None
 
 
 class Drafter(Protocol):

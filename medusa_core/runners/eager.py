@@ -27,7 +27,7 @@ class EagerRunner:
             needed = past + max(plan.drafter.num_nodes, plan.drafter.max_depth + 1)
             visible_rows = min(self._cache.rows, bucket(needed))
             verified = draft_and_forward(self._backbone, self._cache, plan.drafter, state, visible_rows)
-            accepted, state = accept_and_commit(self._cache, plan.rule, verified, state)
+            accepted, state = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, state)
             used = verified.tree.used.sum()
             count, drafted, *tokens = torch.cat([accepted.count[None], used[None] - 1, accepted.tokens]).tolist()
             past += count

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medusa_core.acceptance import AcceptanceRule
+from medusa_core.adjustments import Adjustments
 from medusa_core.drafters import Drafter, DraftState
 
 __all__ = ["DecodePlan", "Runner", "StepResult"]
@@ -15,6 +16,7 @@ class DecodePlan:
     """What stays fixed over the steps of one request."""
 
     drafter: Drafter
+    adjustments: Adjustments
     rule: AcceptanceRule
 
 

@@ -15,6 +15,12 @@ SAMPLINGS = {
     "greedy": GREEDY,
     "seeded": SamplingParams(temperature=1.0, seed=11),
     "filtered": SamplingParams(temperature=0.8, top_p=0.9, top_k=20, min_p=0.02, seed=2**63 + 5),
+    "penalised": SamplingParams(
+        temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.4, seed=0
+    ),
+    "biased": SamplingParams(
+        temperature=1.0, frequency_penalty=1.5, logit_bias=((4, 3.0), (7, -100.0)), min_tokens=30, seed=12
+    ),
 }
 LENGTH = 40
 

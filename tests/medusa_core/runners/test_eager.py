@@ -3,6 +3,7 @@ import itertools
 import torch
 
 from medusa_core.acceptance import make_rule
+from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
 from medusa_core.decoding import prefill
 from medusa_core.drafters import DraftState
@@ -20,8 +21,12 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
     cache = backbone.new_cache(64)
     computed = prefill(backbone, cache, PROMPT, 512, never)
     assert computed is not None
-    rule = make_rule(Sampler(SamplingParams(0.0, seed=0), CPU), SpeculationParams())
-    plan = DecodePlan(Oracle(plain, len(PROMPT), backbone.vocab_size), rule)
+    sampling = SamplingParams(0.0, seed=0)
+    plan = DecodePlan(
+        Oracle(plain, len(PROMPT), backbone.vocab_size),
+        Adjustments.of_request(sampling, PROMPT, (), backbone.vocab_size, CPU),
+        make_rule(Sampler(sampling, CPU), SpeculationParams()),
+    )
     state = DraftState(torch.tensor(plain[0]), computed.hidden[0], torch.tensor(len(PROMPT)))
     straight = backbone.new_cache(64)
 
