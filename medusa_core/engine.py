@@ -98,7 +98,8 @@ class EngineInfo:
     """What was loaded, for banners, /v1/models and checks before a request is queued.
 
     num_heads:        0 without heads; `heads` is then None.
-    default_sampling: what the model's generation_config says of temperature, top_p, top_k and min_p.
+    default_sampling: what the model's generation_config says of temperature, top_p, top_k, min_p and
+                      repetition_penalty.
     """
 
     model: str
@@ -277,9 +278,12 @@ class _Output:
 
 def default_sampling(generation: Any) -> dict[str, float | int]:
     """Sampling values a generation_config sets; greedy ones are temperature 0."""
-    if not generation.do_sample:
-        return {"temperature": 0.0} if generation.do_sample is False else {}
-    found = {name: getattr(generation, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
+    names = ["repetition_penalty"]
+    if generation.do_sample:
+        names += ["temperature", "top_p", "top_k", "min_p"]
+    found: dict[str, Any] = {name: getattr(generation, name, None) for name in names}
+    if generation.do_sample is False:
+        found["temperature"] = 0.0
     return {name: value for name, value in found.items() if value is not None and not (name == "top_k" and value < 1)}
 
 

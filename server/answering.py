@@ -7,7 +7,7 @@ counting: steps whose tokens were delivered, and tokens up to the cut.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -75,20 +75,16 @@ def check_prompt(prompt: list[int], requested: int | None, info: WorkerInfo, par
         raise InvalidParameter(f"{param} holds no token; send some text", param)
     if len(prompt) >= info.max_context:
         raise PromptTooLong(len(prompt), requested if requested is not None else 1, info.max_context, param)
-    outside = next((token for token in prompt if not 0 <= token < info.vocab_size), None)
-    if outside is not None:
-        raise InvalidParameter(f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}", param)
+    _check_tokens(prompt, info, param)
 
 
 def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | None, info: WorkerInfo) -> Generate:
     """The worker's request; sampling fields that are left out come from the model.
 
-    Raises InvalidParameter for stop_token_ids outside the vocabulary and speculation out of range.
+    Raises InvalidParameter for token ids outside the vocabulary and speculation out of range.
     """
-    outside = next((token for token in body.stop_token_ids if not 0 <= token < info.vocab_size), None)
-    if outside is not None:
-        message = f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}"
-        raise InvalidParameter(message, "stop_token_ids")
+    for name, tokens in (("stop_token_ids", body.stop_token_ids), ("logit_bias", body.logit_bias)):
+        _check_tokens(tokens, info, name)
     speculation = body.speculation.params() if body.speculation is not None else SpeculationParams()
     default = info.default_sampling
     top_k = body.top_k if body.top_k is not None else default.get("top_k", 0)
@@ -101,6 +97,13 @@ def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | Non
             top_k=int(top_k) if top_k > 0 else None,
             min_p=body.min_p if body.min_p is not None else default.get("min_p", 0.0),
             seed=body.seed,
+            repetition_penalty=body.repetition_penalty
+            if body.repetition_penalty is not None
+            else default.get("repetition_penalty", 1.0),
+            presence_penalty=body.presence_penalty if body.presence_penalty is not None else 0.0,
+            frequency_penalty=body.frequency_penalty if body.frequency_penalty is not None else 0.0,
+            logit_bias=list(body.logit_bias.items()),
+            min_tokens=min(body.min_tokens, info.max_context) if body.min_tokens is not None else 0,
         ),
         speculation=Speculation(
             mode=speculation.mode,
@@ -114,6 +117,12 @@ def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | Non
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
     )
+
+
+def _check_tokens(tokens: Iterable[int], info: WorkerInfo, param: str) -> None:
+    outside = next((token for token in tokens if not 0 <= token < info.vocab_size), None)
+    if outside is not None:
+        raise InvalidParameter(f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}", param)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

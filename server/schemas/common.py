@@ -27,9 +27,13 @@ __all__ = [
 # OpenAI takes 4; evaluation harnesses send all stop strings of a task.
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
+# OpenAI takes 300; a harness that bans a whole script needs more.
+MAX_BIASES = 1024
 MAX_NAMED = 16
 
 INT64 = 2**63
+# Beyond this a penalty bans what it touches; far beyond, logits overflow.
+MAX_REPETITION_PENALTY = 100.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class NotBuilt:
     reason: str
 
 
-PENALTY = NotBuilt((0, 0.0), "penalties are not built yet; leave it out or send 0")
 TOOLS = NotBuilt(([],), "tool calls are not built yet; leave it out")
 GRAMMAR = NotBuilt((), "constrained output is not built yet; leave it out")
 TEMPLATE = NotBuilt(({},), "the chat template is the operator's choice; see --chat-template")
@@ -57,7 +60,6 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "continue_final_message": NotBuilt((False,), "an answer always starts a new assistant turn; leave it out"),
     "documents": NotBuilt(([],), "documents are not built yet; put their text into a message"),
     "echo": NotBuilt((False,), "the prompt is not repeated yet; leave it out or send false"),
-    "frequency_penalty": PENALTY,
     "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
     "functions": TOOLS,
     "grammar": GRAMMAR,
@@ -65,14 +67,10 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "guided_grammar": GRAMMAR,
     "guided_json": GRAMMAR,
     "guided_regex": GRAMMAR,
-    "logit_bias": NotBuilt(({},), "biases are not built yet; leave it out"),
     "logprobs": NotBuilt((False,), "log probabilities are not built yet; leave it out"),
-    "min_tokens": NotBuilt((0,), "a least length is not built yet; leave it out or send 0"),
     "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
     "n": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
     "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
-    "presence_penalty": PENALTY,
-    "repetition_penalty": NotBuilt((1, 1.0), "penalties are not built yet; leave it out or send 1"),
     "response_format": NotBuilt(({"type": "text"},), "only text answers are built so far; leave it out"),
     "structured_outputs": GRAMMAR,
     "suffix": NotBuilt(("",), "text after the answer cannot be given; leave it out"),
@@ -100,6 +98,7 @@ ACCEPTED_WITHOUT_EFFECT = frozenset(
     }
 )
 
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -152,8 +151,27 @@ def _refuse_broken_text(value: dict[Any, Any]) -> None:
                 pending.extend(item)
 
 
+def _bias(value: object) -> object:
+    """Token ids are the keys of a JSON object, so they arrive as strings; null is no bias."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of token ids and numbers")
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"holds {len(value)} tokens, at most {MAX_BIASES} are taken")
+    return {_token_id(key): bias for key, bias in value.items()}
+
+
+def _token_id(key: object) -> int:
+    if not isinstance(key, str) or TOKEN_ID.fullmatch(key) is None:
+        raise ValueError(f"has the key {str(key)[:32]!r}, which is no token id")
+    return int(key)
+
+
 Flag = Annotated[bool, BeforeValidator(_null_is_false)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
@@ -191,6 +209,11 @@ class GenerationFields(BaseModel):
     top_k: Annotated[int | None, BeforeValidator(_top_k)] = Field(None, ge=0, lt=INT64)
     min_p: Probability | None = None
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias)] = Field(default_factory=dict)
+    min_tokens: int | None = Field(None, ge=0, lt=INT64)
     stop: Annotated[list[str], BeforeValidator(_stops)] = Field(default_factory=list)
     stop_token_ids: Annotated[list[int], BeforeValidator(_null_is_empty)] = Field(
         default_factory=list, max_length=MAX_STOP_IDS

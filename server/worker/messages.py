@@ -45,6 +45,11 @@ class Sampling(msgspec.Struct, frozen=True):
     top_k: int | None
     min_p: float
     seed: int | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: list[tuple[int, float]]
+    min_tokens: int
 
 
 class Speculation(msgspec.Struct, frozen=True):

@@ -97,6 +97,11 @@ class _CoreEngine:
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
                 seed=sampling.seed,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                logit_bias=tuple(sampling.logit_bias),
+                min_tokens=sampling.min_tokens,
             ),
             speculation=SpeculationParams(
                 mode=speculation.mode,

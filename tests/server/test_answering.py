@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.types import Message
 
@@ -49,6 +50,20 @@ def answer(codec: TextCodec) -> Callable[..., Answer]:
         return Answer(codec.stream(stop), Metrics("demo", 1).of_model(INFO), "tree", "chat", 0.0)
 
     return make
+
+
+def test_adjustments_reach_the_worker_and_default_to_the_models_or_none() -> None:
+    asked = {"logit_bias": {"5": 2, "7": -100.0}, "presence_penalty": 0.5, "frequency_penalty": -1, "min_tokens": 2**60}
+    body = CompletionRequest.model_validate({"model": "demo", "prompt": "x", **asked})
+    plain = CompletionRequest.model_validate({"model": "demo", "prompt": "x"})
+    repeats_less = msgspec.structs.replace(INFO, default_sampling={"repetition_penalty": 1.05})
+
+    sampling = to_generate(body, [2], None, INFO).sampling
+    assert sampling.logit_bias == [(5, 2.0), (7, -100.0)]
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -1.0, 1.0)
+    assert sampling.min_tokens == INFO.max_context
+    assert to_generate(plain, [2], None, INFO).sampling.logit_bias == []
+    assert to_generate(plain, [2], None, repeats_less).sampling.repetition_penalty == 1.05
 
 
 def test_the_stop_token_is_counted_and_not_shown(answer: Callable[..., Answer]) -> None:

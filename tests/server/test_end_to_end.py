@@ -90,6 +90,33 @@ def test_speculation_does_not_change_the_text(server: Running, sampling: dict[st
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.5},
+        {"logit_bias": {"40": 5, "41": -100}},
+        {"min_tokens": 50},
+    ],
+    ids=str,
+)
+def test_adjustments_have_an_effect_and_speculation_none(
+    server: Running, asked: dict[str, Any], temperature: float
+) -> None:
+    # what would end the answer at once, so that a least length shows
+    common: dict[str, Any] = {"temperature": temperature, "seed": 11, "stop_token_ids": list(range(20, 200))}
+    common = common if "min_tokens" in asked else {**common, "stop_token_ids": []}
+    without = complete(server, **common)
+    texts = [
+        complete(server, **common, **asked, speculation={"mode": mode})["choices"][0]["text"]
+        for mode in ("tree", "chain", "off")
+    ]
+
+    assert len(set(texts)) == 1
+    assert texts[0] != without["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
 def test_a_stream_equals_the_answer(server: Running, temperature: float) -> None:
     arguments: dict[str, Any] = {
         "model": MODEL,
