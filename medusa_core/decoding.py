@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from medusa_core.acceptance import Acceptance, AcceptanceRule
 from medusa_core.adjustments import Adjustments
@@ -17,7 +18,16 @@ from medusa_core.drafters import Drafter, DraftState
 from medusa_core.kv_cache import KVCache
 from medusa_core.tree import CandidateTree
 
-__all__ = ["Verified", "accept_and_commit", "bucket", "draft_and_forward", "prefill"]
+__all__ = [
+    "Logprobs",
+    "Prefilled",
+    "Verified",
+    "accept_and_commit",
+    "bucket",
+    "draft_and_forward",
+    "logprobs_of",
+    "prefill",
+]
 
 
 @dataclass(frozen=True)
@@ -28,16 +38,57 @@ class Verified:
     forward: Forward
 
 
+@dataclass(frozen=True)
+class Logprobs:
+    """How likely the model itself finds tokens, in nats, before anything that a request adds to its logits.
+
+    chosen: [T] float32, of the tokens in question.
+    tokens: [T, k] int64, the k likeliest in each place, best first.
+    values: [T, k] float32, of those.
+    """
+
+    chosen: Tensor
+    tokens: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A computed prompt.
+
+    last:   the last token's hidden state [1, H] and logits [1, V].
+    scores: one Logprobs per chunk, together those of all prompt tokens but the first; empty unless asked for.
+    """
+
+    last: Forward
+    scores: tuple[Logprobs, ...]
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor, top: int) -> Logprobs:
+    """Log-probabilities of tokens [T] int64 under logits [T, V], with the `top` likeliest of each row."""
+    log_p = logits.float().log_softmax(dim=-1)
+    likeliest = log_p.topk(top, dim=-1)
+    return Logprobs(log_p.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values)
+
+
 def prefill(
-    backbone: Backbone, cache: KVCache, prompt: Sequence[int], chunk: int, should_stop: Callable[[], bool]
-) -> Forward | None:
+    backbone: Backbone,
+    cache: KVCache,
+    prompt: Sequence[int],
+    chunk: int,
+    should_stop: Callable[[], bool],
+    top_logprobs: int | None = None,
+) -> Prefilled | None:
     """Compute the prompt behind the rows the cache already holds of it, in chunks of bounded memory.
 
     Extends `cache.tokens` chunk by chunk, so that what was computed stays usable when the prefill is stopped.
 
-    Returns the last token's hidden state [1, H] and logits [1, V]; None when `should_stop` said so between chunks.
+    top_logprobs: score the prompt's own tokens, with so many alternatives; only tokens behind a computed one have
+                  a score, so the cache should hold none of the prompt.
+
+    Returns None when `should_stop` said so between chunks.
     """
-    result = None
+    result, scores = None, []
     while len(cache.tokens) < len(prompt):
         if should_stop():
             return None
@@ -46,11 +97,14 @@ def prefill(
         tree = CandidateTree.chain(torch.tensor(piece, device=backbone.device))
         past = torch.tensor(start, device=backbone.device)
         visible_rows = min(cache.rows, bucket(start + len(piece)))
-        result = backbone.forward(tree, past, cache, visible_rows, last_only=True)
+        result = backbone.forward(tree, past, cache, visible_rows, last_only=top_logprobs is None)
         cache.tokens.extend(piece)
+        if top_logprobs is not None:
+            following = torch.tensor(prompt[start + 1 : start + 1 + len(piece)], device=backbone.device)
+            scores.append(logprobs_of(result.logits[: len(following)], following.long(), top_logprobs))
     if result is None:
         return None
-    return Forward(result.hidden[-1:], result.logits)
+    return Prefilled(Forward(result.hidden[-1:], result.logits[-1:]), tuple(scores))
 
 
 def draft_and_forward(

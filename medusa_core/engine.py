@@ -16,11 +16,11 @@ from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
-from medusa_core.decoding import prefill
+from medusa_core.decoding import logprobs_of, prefill
 from medusa_core.drafters import Drafters, DrafterSource, DraftState
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
-from medusa_core.runners import DecodePlan, EagerRunner, Runner
+from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, TokenLogprobs, to_host
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.tree import CandidateTree
 
@@ -44,8 +44,10 @@ _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
 class GenerationRequest:
     """One sequence to continue.
 
-    max_tokens:     None is the room left in the context, which also bounds larger values.
+    max_tokens:     None is the room left in the context, which also bounds larger values; 0 only computes the prompt.
     stop_token_ids: end the answer like the model's own EOS tokens, which always do unless `ignore_eos`.
+    top_logprobs:   report how likely the model found each token, with so many alternatives; None reports nothing.
+    score_prompt:   report the same of the prompt's tokens, which are all computed anew for it.
     """
 
     prompt: tuple[int, ...]
@@ -54,15 +56,21 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    top_logprobs: int | None = None
+    score_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class PromptStats:
-    """What the prompt cost: tokens, how many of them were in the cache, seconds until its last logits."""
+    """What the prompt cost: tokens, how many of them were in the cache, seconds until its last logits.
+
+    logprobs: of all prompt tokens but the first, when they were asked for.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     prefill_s: float
+    logprobs: tuple[TokenLogprobs, ...] | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class StepStats:
 class Delta:
     """New tokens of one sequence, already cut at EOS, stop tokens and limits.
 
+    logprobs: one for each token, when they were asked for.
+
     The first delta carries `prompt` and one token that prefill decided; each later one carries `step`. When
     `finish_reason` is "stop" the last token is the one that stopped the sequence.
     """
@@ -91,6 +101,7 @@ class Delta:
     prompt: PromptStats | None
     step: StepStats | None
     finish_reason: Literal["stop", "length"] | None
+    logprobs: tuple[TokenLogprobs, ...] | None
 
 
 @dataclass(frozen=True)
@@ -202,8 +213,12 @@ class Engine:
         for token in (min(request.prompt), max(request.prompt)):
             if not 0 <= token < self.info.vocab_size:
                 raise InvalidParameter(f"token id {token} is not in the vocabulary of {self.info.vocab_size}", "prompt")
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise InvalidParameter(f"max_tokens is {request.max_tokens}, it must be at least 1", "max_tokens")
+        for name, value in (("max_tokens", request.max_tokens), ("top_logprobs", request.top_logprobs)):
+            if value is not None and value < 0:
+                raise InvalidParameter(f"{name} is {value}, it must be at least 0", name)
+        if request.top_logprobs is not None and request.top_logprobs > self.info.vocab_size:
+            message = f"top_logprobs is {request.top_logprobs}, the vocabulary holds {self.info.vocab_size}"
+            raise InvalidParameter(message, "top_logprobs")
         if len(request.prompt) >= self.info.max_context:
             asked = request.max_tokens if request.max_tokens is not None else 1
             raise PromptTooLong(len(request.prompt), asked, self.info.max_context)
@@ -227,29 +242,35 @@ class Engine:
             request.sampling, prompt, output.stops, self.info.vocab_size, self._backbone.device
         )
         rule = make_rule(sampler, request.speculation)
-        plan = DecodePlan(self._drafters.get(request.speculation), adjustments, rule)
+        plan = DecodePlan(self._drafters.get(request.speculation), adjustments, rule, request.top_logprobs)
 
         started = time.perf_counter()
-        cached_tokens = cache.reuse(prompt)
-        computed = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop)
+        # A row from the cache has no logits, and so no score for the token behind it.
+        cached_tokens = cache.reuse(prompt[:1] if request.score_prompt else prompt)
+        scored = request.top_logprobs if request.score_prompt else None
+        computed = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop, scored)
         if computed is None:
             return
         past, counts = torch.tensor(len(prompt), device=self._backbone.device), adjustments.start()
         end = CandidateTree.chain(torch.tensor(prompt[-1:], device=self._backbone.device))
-        logits = adjustments.apply(computed.logits, end, past - 1, counts)
+        logits = adjustments.apply(computed.last.logits, end, past - 1, counts)
         root = sampler.draw(logits, end.depth, past, end.max_depth)
-        first = int(root)
+        logprobs = None
+        if request.top_logprobs is not None:
+            logprobs = to_host(logprobs_of(computed.last.logits, root, request.top_logprobs))
+        scores = tuple(score for part in computed.scores for score in to_host(part)) if scored is not None else None
+        first = StepResult(root.tolist(), 0, logprobs)
         now = time.perf_counter()
-        yield output.emit([first], PromptStats(len(prompt), cached_tokens, now - started), None)
+        yield output.emit(first, PromptStats(len(prompt), cached_tokens, now - started, scores), None)
 
         counts = adjustments.count(counts, root, torch.ones_like(past))
-        state = DraftState(root[0], computed.hidden[0], past, counts)
+        state = DraftState(root[0], computed.last.hidden[0], past, counts)
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
-            yield output.emit(result.tokens, None, StepStats(result.drafted, len(result.tokens) - 1, now - before))
+            yield output.emit(result, None, StepStats(result.drafted, len(result.tokens) - 1, now - before))
 
 
 class _Output:
@@ -263,17 +284,18 @@ class _Output:
         self.finish_reason: Literal["stop", "length"] | None = None
         self.root = 0
 
-    def emit(self, tokens: list[int], prompt: PromptStats | None, step: StepStats | None) -> Delta:
+    def emit(self, result: StepResult, prompt: PromptStats | None, step: StepStats | None) -> Delta:
         """Cut a step's tokens at the first stop token or limit inside it; `root` becomes the last of them uncut."""
-        self.root = tokens[-1]
-        kept = tokens[: self._left]
+        self.root = result.tokens[-1]
+        kept = result.tokens[: self._left]
         stop = next((index for index, token in enumerate(kept) if token in self.stops), None)
         if stop is not None:
             kept, self.finish_reason = kept[: stop + 1], "stop"
         elif len(kept) == self._left:
             self.finish_reason = "length"
         self._left -= len(kept)
-        return Delta(tuple(kept), prompt, step, self.finish_reason)
+        logprobs = tuple(result.logprobs[: len(kept)]) if result.logprobs is not None else None
+        return Delta(tuple(kept), prompt, step, self.finish_reason, logprobs)
 
 
 def default_sampling(generation: Any) -> dict[str, float | int]:

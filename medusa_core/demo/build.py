@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 CHAT_EPOCHS = 6
 CHAT_SHARE = 0.5
 ROUNDS = 2
-JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 2}
+JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 1}
 """How often joint training sees the model's own answers of each kind; the unknown is what heads find hardest."""
 EVALUATION_ROWS = 16
 WATCHED = {"conversations": "chat", "source": "source"}

@@ -33,8 +33,8 @@ class JointPlan:
     heads_share:  share of the positions that the heads are judged on in a step.
     """
 
-    steps: int = 500
-    tokens_per_step: int = 8192
+    steps: int = 1200
+    tokens_per_step: int = 4096
     length: int = 512
     base_lr: float = 5e-4
     heads_lr: float = 1.5e-3

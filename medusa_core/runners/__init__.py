@@ -1,6 +1,6 @@
 """How steps are executed: RUNNERS lists every way by name."""
 
 from medusa_core.runners.eager import EagerRunner
-from medusa_core.runners.runner import DecodePlan, Runner, StepResult
+from medusa_core.runners.runner import DecodePlan, Runner, StepResult, TokenLogprobs, to_host
 
-__all__ = ["DecodePlan", "EagerRunner", "Runner", "StepResult"]
+__all__ = ["DecodePlan", "EagerRunner", "Runner", "StepResult", "TokenLogprobs", "to_host"]

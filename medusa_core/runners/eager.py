@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 
 from medusa_core.backbone import Backbone
-from medusa_core.decoding import accept_and_commit, bucket, draft_and_forward
+from medusa_core.decoding import accept_and_commit, bucket, draft_and_forward, logprobs_of
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
-from medusa_core.runners.runner import DecodePlan, StepResult
+from medusa_core.runners.runner import DecodePlan, StepResult, to_host
 
 __all__ = ["EagerRunner"]
 
@@ -31,4 +31,8 @@ class EagerRunner:
             used = verified.tree.used.sum()
             count, drafted, *tokens = torch.cat([accepted.count[None], used[None] - 1, accepted.tokens]).tolist()
             past += count
-            yield StepResult(tokens[:count], drafted)
+            logprobs = None
+            if plan.top_logprobs is not None:
+                path, emitted = accepted.path[:count], accepted.tokens[:count]
+                logprobs = to_host(logprobs_of(verified.forward.logits[path], emitted, plan.top_logprobs))
+            yield StepResult(tokens[:count], drafted, logprobs)

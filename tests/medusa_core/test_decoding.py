@@ -116,7 +116,50 @@ def test_prefill_in_chunks_leaves_the_rows_of_a_prefill_in_one_piece() -> None:
 
     assert torch.equal(caches[0].buffer, caches[1].buffer)
     assert results[0] is not None and results[1] is not None
-    assert torch.equal(results[0].hidden, results[1].hidden)
+    assert torch.equal(results[0].last.hidden, results[1].last.hidden)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_a_scored_prompt_has_the_log_probabilities_of_its_own_tokens(chunk: int) -> None:
+    backbone = MockBackbone()
+    whole = backbone.forward(CandidateTree.chain(torch.tensor(PROMPT)), torch.tensor(0), backbone.new_cache(32), 32)
+    expected = whole.logits.float().log_softmax(-1)
+
+    found = prefill(backbone, backbone.new_cache(32), PROMPT, chunk, never, top_logprobs=4)
+
+    assert found is not None
+    chosen = torch.cat([part.chosen for part in found.scores])
+    tokens = torch.cat([part.tokens for part in found.scores])
+    assert torch.allclose(chosen, expected[torch.arange(len(PROMPT) - 1), torch.tensor(PROMPT[1:])])
+    assert torch.equal(tokens, expected[:-1].topk(4).indices)
+    assert found.last.logits.shape == (1, backbone.vocab_size)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_log_probabilities_are_the_models_own_whatever_drafts(family: str, sampling: SamplingParams) -> None:
+    model = tiny_model(family)
+    backbone = TransformersBackbone(model)
+    plain_engine, tree_engine = make_engine(backbone), make_engine(backbone, random_heads(backbone.lm_head), 16)
+    plain = run(plain_engine, PROMPT, sampling, max_tokens=LENGTH)
+    engines = [
+        plain_engine,
+        tree_engine,
+        make_engine(backbone, drafter=Oracle(plain, len(PROMPT), backbone.vocab_size), tree_nodes=16),
+    ]
+    request = GenerationRequest(tuple(PROMPT), sampling, max_tokens=LENGTH, top_logprobs=3)
+    straight = backbone.forward(
+        CandidateTree.chain(torch.tensor(PROMPT + plain)), torch.tensor(0), backbone.new_cache(64), 64
+    )
+    expected = straight.logits[len(PROMPT) - 1 : -1].log_softmax(-1)
+
+    for engine in engines:
+        found = [entry for delta in engine.generate(request) for entry in delta.logprobs or ()]
+
+        chosen = torch.tensor([entry.logprob for entry in found])
+        likeliest = torch.tensor([[value for _, value in entry.top] for entry in found])
+        assert torch.allclose(chosen, expected[torch.arange(LENGTH), torch.tensor(plain)], atol=1e-4)
+        assert torch.allclose(likeliest, expected.topk(3).values, atol=1e-4)
 
 
 def test_visible_rows_come_in_buckets_that_cover_what_is_needed() -> None:

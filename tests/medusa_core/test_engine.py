@@ -216,7 +216,7 @@ def test_max_nodes_lowers_the_tree_and_never_raises_it() -> None:
         (GenerationRequest((), GREEDY), InvalidParameter, "no tokens"),
         (GenerationRequest((1, 23), GREEDY), InvalidParameter, "token id 23 .* vocabulary of 23"),
         (GenerationRequest((-1,), GREEDY), InvalidParameter, "token id -1"),
-        (GenerationRequest((1,), GREEDY, max_tokens=0), InvalidParameter, "max_tokens is 0"),
+        (GenerationRequest((1,), GREEDY, max_tokens=-1), InvalidParameter, "max_tokens is -1"),
         (GenerationRequest((1,) * 128, GREEDY, max_tokens=5), PromptTooLong, "128 tokens.*133 tokens"),
     ],
 )
@@ -255,3 +255,28 @@ def test_heads_deeper_than_max_depth_are_refused_at_load(tmp_path: object) -> No
 
     with pytest.raises(ConfigurationError, match="max_depth is 2, the heads reach 3 deep; raise it"):
         Engine.load(EngineConfig(model=str(folder), max_depth=2))
+
+
+def test_log_probabilities_stop_where_the_tokens_stop() -> None:
+    backbone = MockBackbone()
+    plain = run(make_engine(backbone), PROMPT, max_tokens=30)
+    engine = make_engine(backbone, drafter=Oracle(plain, len(PROMPT), backbone.vocab_size), tree_nodes=16)
+
+    for delta in engine.generate(GenerationRequest(tuple(PROMPT), GREEDY, max_tokens=7, top_logprobs=0)):
+        assert delta.logprobs is not None
+        assert len(delta.logprobs) == len(delta.tokens)
+        assert all(entry.top == () for entry in delta.logprobs)
+
+
+def test_scoring_a_prompt_computes_all_of_it_though_the_cache_knows_it() -> None:
+    engine = make_engine(MockBackbone())
+    run(engine, PROMPT, max_tokens=3)
+
+    request = GenerationRequest(tuple(PROMPT), GREEDY, max_tokens=0, top_logprobs=2, score_prompt=True)
+    [delta] = engine.generate(request)
+
+    assert delta.prompt is not None
+    assert delta.prompt.cached_tokens == 0
+    assert delta.prompt.logprobs is not None
+    assert len(delta.prompt.logprobs) == len(PROMPT) - 1
+    assert (delta.tokens, delta.finish_reason) == ((), "length")

@@ -26,8 +26,9 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
         Oracle(plain, len(PROMPT), backbone.vocab_size),
         Adjustments.of_request(sampling, PROMPT, (), backbone.vocab_size, CPU),
         make_rule(Sampler(sampling, CPU), SpeculationParams()),
+        top_logprobs=None,
     )
-    state = DraftState(torch.tensor(plain[0]), computed.hidden[0], torch.tensor(len(PROMPT)))
+    state = DraftState(torch.tensor(plain[0]), computed.last.hidden[0], torch.tensor(len(PROMPT)))
     straight = backbone.new_cache(64)
 
     emitted = [plain[0]]
