@@ -22,11 +22,13 @@ class TextPiece:
     tokens_used: tokens of the push that belong to the answer: all of them, or up to and including the one that
                  completed a stop string.
     stopped:     a stop string was met; nothing follows.
+    offsets:     one for each used token: characters of the answer that the tokens before it completed.
     """
 
     text: str
     tokens_used: int
     stopped: bool
+    offsets: tuple[int, ...]
 
 
 class TextStream:
@@ -44,6 +46,7 @@ class TextStream:
         self._window = list(prompt[-CONTEXT_TOKENS:])
         self._released = len(self._window)
         self._held = ""
+        self._length = 0
         self._stopped = False
 
     def push(self, tokens: Sequence[int]) -> TextPiece:
@@ -52,16 +55,18 @@ class TextStream:
         The stop string that is completed first wins, of several completed together the longest. Tokens after it
         are not used.
         """
-        used = 0
+        offsets: list[int] = []
         for token in tokens:
             if self._stopped:
                 break
-            used += 1
-            self._held += self._text_of(token)
+            offsets.append(self._length)
+            text = self._text_of(token)
+            self._length += len(text)
+            self._held += text
             self._cut_at_stop()
         safe = len(self._held) if self._stopped else len(self._held) - self._length_of_possible_stop()
         text, self._held = self._held[:safe], self._held[safe:]
-        return TextPiece(text, used, self._stopped)
+        return TextPiece(text, len(offsets), self._stopped, tuple(offsets))
 
     def finish(self) -> str:
         """The text still held back, at the end of an answer that no stop string ended.

@@ -17,6 +17,7 @@ from medusa_core.chat_templates import known_template
 from medusa_core.config import model_location
 from medusa_core.detokenizer import TextPiece, TextStream
 from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, MissingChatTemplate, ModelNotFound
+from medusa_core.token_bytes import TokenBytes
 
 __all__ = ["TextCodec", "TextPiece", "TextStream"]
 
@@ -46,6 +47,7 @@ class TextCodec:
         # Some tokenizer files carry the truncation of their training.
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._token_bytes = TokenBytes(self._backend)
         first = self._backend.encode("a").ids[:1]
         self._added_bos = first if first == [tokenizer.bos_token_id] else []
 
@@ -107,6 +109,10 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of the ids without special tokens."""
         return self._backend.decode(list(tokens), skip_special_tokens=True)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token spells; half a character is half its bytes."""
+        return self._token_bytes.of(token)
 
     def stream(self, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> TextStream:
         """Start the text of one answer.

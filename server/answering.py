@@ -1,14 +1,9 @@
-"""From a checked request to its answer: queue it, turn tokens into text, cut, count, respond.
-
-The worker sends tokens, a step at a time. Stop strings are found here, so the cut is made here, and so is the
-counting: steps whose tokens were delivered, and tokens up to the cut.
-"""
+"""From a checked request to its answer: queue it, follow it, respond."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -19,13 +14,28 @@ from starlette.types import Receive
 from medusa_core.config import SpeculationParams
 from medusa_core.errors import EngineError, InvalidParameter, MedusaError, PromptTooLong, UnknownModel
 from medusa_core.text import TextCodec, TextStream
-from server.metrics import Metrics, ModelMetrics
+from server.answer import Answer, Echo, Piece
+from server.metrics import Metrics
 from server.schemas.common import GenerationFields, SpeculationStats, Usage
 from server.streaming import stream_response
 from server.worker.client import Job, WorkerClient
-from server.worker.messages import FinishReason, Generate, Sampling, Speculation, TokenDelta, WorkerInfo
+from server.worker.messages import (
+    FinishReason,
+    Generate,
+    Sampling,
+    Speculation,
+    TokenDelta,
+    WorkerInfo,
+)
 
-__all__ = ["Answer", "AnswerShape", "Answering", "ClientGone", "check_prompt", "to_generate", "unless_gone"]
+__all__ = [
+    "AnswerShape",
+    "Answering",
+    "ClientGone",
+    "check_prompt",
+    "to_generate",
+    "unless_gone",
+]
 
 T = TypeVar("T")
 
@@ -45,7 +55,7 @@ class AnswerShape(Protocol):
         """Label of medusa_requests_total."""
         ...
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> Mapping[str, Any]:
+    def whole(self, piece: Piece, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> Mapping[str, Any]:
         """The answer in one piece."""
         ...
 
@@ -53,7 +63,7 @@ class AnswerShape(Protocol):
         """Chunks before the first text."""
         ...
 
-    def piece(self, text: str) -> Mapping[str, Any]:
+    def piece(self, piece: Piece) -> Mapping[str, Any]:
         """A chunk of text."""
         ...
 
@@ -78,8 +88,18 @@ def check_prompt(prompt: list[int], requested: int | None, info: WorkerInfo, par
     _check_tokens(prompt, info, param)
 
 
-def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | None, info: WorkerInfo) -> Generate:
+def to_generate(
+    body: GenerationFields,
+    prompt: list[int],
+    max_tokens: int | None,
+    info: WorkerInfo,
+    top_logprobs: int | None,
+    score_prompt: bool,
+) -> Generate:
     """The worker's request; sampling fields that are left out come from the model.
+
+    top_logprobs: alternatives to report with each token; None reports no log-probabilities.
+    score_prompt: report those of the prompt, too.
 
     Raises InvalidParameter for token ids outside the vocabulary and speculation out of range.
     """
@@ -116,6 +136,8 @@ def to_generate(body: GenerationFields, prompt: list[int], max_tokens: int | Non
         max_tokens=min(max_tokens, info.max_context) if max_tokens is not None else None,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
+        top_logprobs=top_logprobs,
+        score_prompt=score_prompt,
     )
 
 
@@ -148,102 +170,6 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-@dataclass
-class Answer:
-    """One answer as it grows: tokens in, text out, everything counted on the way.
-
-    text:    where tokens become text and stop strings are found.
-    metrics: counted as deltas are delivered.
-    mode:    label of medusa_decode_steps_total.
-    arrived: monotonic time of the request.
-    """
-
-    text: TextStream
-    metrics: ModelMetrics
-    mode: str
-    endpoint: str
-    arrived: float
-    finish_reason: FinishReason | None = None
-    is_closed: bool = False
-    _prompt_tokens: int = 0
-    _cached_tokens: int = 0
-    _completion_tokens: int = 0
-    _step_tokens: int = 0
-    _drafted: int = 0
-    _decode_s: float = 0.0
-    _acceptance_lengths: list[int] = field(default_factory=list)
-    _last_delta: float = 0.0
-    _was_stopped: bool = False
-
-    def take(self, delta: TokenDelta) -> str:
-        """Count a delta and return its text that may be shown already."""
-        has_stop_token = delta.finish_reason == "stop"
-        shown = delta.tokens[:-1] if has_stop_token else delta.tokens
-        piece = self.text.push(shown)
-        used = piece.tokens_used if piece.stopped else len(delta.tokens)
-        self._was_stopped = piece.stopped
-        self.finish_reason = "stop" if piece.stopped else delta.finish_reason
-        self._count(delta, used)
-        return piece.text
-
-    def rest(self) -> str:
-        """Text that was held back until the end was known."""
-        return "" if self._was_stopped else self.text.finish()
-
-    def close(self, outcome: str) -> None:
-        """Count the request once; outcome is a finish reason, abort or error."""
-        if self.is_closed:
-            return
-        self.is_closed = True
-        self.metrics.count_request(self.endpoint, outcome)
-        self.metrics.e2e_latency.observe(time.monotonic() - self.arrived)
-        if self._completion_tokens > 0:
-            self.metrics.request_generation_tokens.observe(self._completion_tokens)
-            self.metrics.decode_time.observe(self._decode_s)
-
-    def usage(self) -> Usage:
-        """Tokens of the request; the stop token is counted though not shown."""
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
-        }
-
-    def speculation(self) -> SpeculationStats:
-        """What speculation did; the first token comes from the prompt and belongs to no step."""
-        steps = sum(self._acceptance_lengths)
-        accepted = sum(length * count for length, count in enumerate(self._acceptance_lengths))
-        return {
-            "steps": steps,
-            "tokens_per_step": round(self._step_tokens / steps, 4) if steps > 0 else None,
-            "acceptance_lengths": list(self._acceptance_lengths),
-            "drafted": self._drafted,
-            "accepted": accepted,
-            "by_source": {"heads": {"drafted": self._drafted, "accepted": accepted}},
-        }
-
-    def _count(self, delta: TokenDelta, used: int) -> None:
-        now = time.monotonic()
-        gap_s, self._last_delta = now - self._last_delta, now
-        self._completion_tokens += used
-        self.metrics.generation_tokens.inc(used)
-        if delta.prompt is not None:
-            self._prompt_tokens, self._cached_tokens = delta.prompt.prompt_tokens, delta.prompt.cached_tokens
-            self.metrics.count_prompt(delta.prompt, now - self.arrived)
-        if delta.step is None or used == 0:
-            return
-        # a cut may fall inside the accepted path; the bonus is the first to go
-        accepted = min(delta.step.accepted, used)
-        self._step_tokens += used
-        self._drafted += delta.step.drafted
-        self._decode_s += delta.step.seconds
-        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
-        self._acceptance_lengths[accepted] += 1
-        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
-        self.metrics.count_source("heads", delta.step.drafted, accepted)
-
-
 @dataclass(frozen=True)
 class Answering:
     """What the generation endpoints share: the worker, the text codec, the metrics, the served name."""
@@ -264,11 +190,18 @@ class Answering:
         return f"{prefix}-{uuid.uuid4().hex}"
 
     async def respond(
-        self, request: Request, body: GenerationFields, generate: Generate, text: TextStream, shape: AnswerShape
+        self,
+        request: Request,
+        body: GenerationFields,
+        generate: Generate,
+        text: TextStream,
+        shape: AnswerShape,
+        echo: Echo | None,
     ) -> Response:
         """Queue a checked request and answer it, streamed or whole.
 
         text: turns this answer's tokens into text; knows its stop strings.
+        echo: the prompt, when the answer is to begin with it.
 
         Nothing is sent before the first token: every refusal still has its own status.
         """
@@ -280,6 +213,8 @@ class Answering:
             mode=_mode_label(generate, info),
             endpoint=shape.endpoint,
             arrived=request.scope.get(ARRIVED, job.submitted),
+            echo=echo,
+            scored=generate.top_logprobs is not None,
         )
         ignored = body.ignored_fields()
         headers = {"x-ignored-fields": ignored} if ignored is not None else {}
@@ -310,14 +245,15 @@ class Answering:
             answer.close("abort")
         job.cancel()
 
-    async def _collect(self, job: Job, answer: Answer) -> str:
-        texts: list[str] = []
+    async def _collect(self, job: Job, answer: Answer) -> Piece:
+        pieces: list[Piece] = []
         while answer.finish_reason is None:
-            texts.append(answer.take(await _next(job)))
+            pieces.append(answer.take(await _next(job)))
         job.cancel()
-        texts.append(answer.rest())
+        pieces.append(answer.rest())
         answer.close(answer.finish_reason)
-        return "".join(texts)
+        tokens = tuple(token for piece in pieces for token in piece.tokens or ()) if answer.scored else None
+        return Piece("".join(piece.text for piece in pieces), tokens)
 
     async def _chunks(
         self, first: TokenDelta, job: Job, answer: Answer, shape: AnswerShape, include_usage: bool
@@ -325,19 +261,19 @@ class Answering:
         for chunk in shape.opening():
             yield chunk
         try:
-            text = answer.take(first)
+            piece = answer.take(first)
             while answer.finish_reason is None:
-                if text:
-                    yield shape.piece(text)
-                text = answer.take(await _next(job))
+                if piece:
+                    yield shape.piece(piece)
+                piece = answer.take(await _next(job))
         except MedusaError:
             answer.close("error")
             raise
         job.cancel()
-        text += answer.rest()
+        piece += answer.rest()
         answer.close(answer.finish_reason)
-        if text:
-            yield shape.piece(text)
+        if piece:
+            yield shape.piece(piece)
         yield shape.finish(answer.finish_reason, answer.speculation())
         if include_usage:
             yield shape.usage(answer.usage())

@@ -24,7 +24,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads"},
         {"sampling", "tree", "calibration", "text"},
-        {"config", "chat_templates", "detokenizer"},
+        {"config", "chat_templates", "detokenizer", "token_bytes"},
         {"errors"},
     ],
     "server": [
@@ -33,7 +33,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"app"},
         {"routes"},
         {"answering"},
-        {"streaming", "worker.client", "auth"},
+        {"answer"},
+        {"streaming", "token_scores", "worker.client", "auth"},
         {"errors", "metrics", "worker.process"},
         {"schemas", "settings", "worker.messages"},
     ],

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
+from medusa_core.text import TextCodec
+from server.answer import Piece
 from server.answering import Answering, check_prompt, to_generate
-from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest, ChunkChoice, Delta
+from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
 from server.schemas.common import SpeculationStats, Usage
+from server.token_scores import chat_logprobs
 from server.worker.messages import FinishReason
 
 __all__ = ["ChatShape", "chat_router"]
@@ -23,9 +26,10 @@ class ChatShape:
     created: int
     model: str
     include_usage: bool
+    codec: TextCodec
     endpoint: Literal["chat"] = "chat"
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> ChatCompletion:
+    def whole(self, piece: Piece, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> ChatCompletion:
         """The answer in one piece."""
         return {
             "id": self.id,
@@ -36,8 +40,8 @@ class ChatShape:
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "logprobs": None,
+                    "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                    "logprobs": self._logprobs(piece),
                     "finish_reason": reason,
                 }
             ],
@@ -47,15 +51,15 @@ class ChatShape:
 
     def opening(self) -> list[ChatCompletionChunk]:
         """The role, exactly once: clients concatenate what comes twice."""
-        return [self._chunk({"role": "assistant", "content": ""}, None)]
+        return [self._chunk({"role": "assistant", "content": ""}, None, None)]
 
-    def piece(self, text: str) -> ChatCompletionChunk:
+    def piece(self, piece: Piece) -> ChatCompletionChunk:
         """A chunk of text."""
-        return self._chunk({"content": text}, None)
+        return self._chunk({"content": piece.text}, None, self._logprobs(piece))
 
     def finish(self, reason: FinishReason, stats: SpeculationStats) -> ChatCompletionChunk:
         """An empty delta that says why the answer ended."""
-        chunk = self._chunk({}, reason)
+        chunk = self._chunk({}, reason, None)
         chunk["speculation"] = stats
         return chunk
 
@@ -78,9 +82,12 @@ class ChatShape:
             chunk["usage"] = None
         return chunk
 
-    def _chunk(self, delta: Delta, reason: FinishReason | None) -> ChatCompletionChunk:
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return chat_logprobs(piece.tokens, self.codec) if piece.tokens is not None else None
+
+    def _chunk(self, delta: Delta, reason: FinishReason | None, logprobs: ChatLogprobs | None) -> ChatCompletionChunk:
         chunk = self._empty()
-        choice: ChunkChoice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice: ChunkChoice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         chunk["choices"] = [choice]
         return chunk
 
@@ -98,10 +105,11 @@ def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]
         prompt = await asyncio.to_thread(answering.codec.encode_chat, messages)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         check_prompt(prompt, max_tokens, info, "messages")
-        generate = to_generate(body, prompt, max_tokens, info)
+        generate = to_generate(body, prompt, max_tokens, info, body.top_logprobs_wanted, score_prompt=False)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        shape = ChatShape(answering.new_id("chatcmpl"), int(time.time()), answering.model_name, include_usage)
+        identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name
+        shape = ChatShape(*identity, include_usage, answering.codec)
         text = answering.codec.stream(body.stop)
-        return await answering.respond(request, body, generate, text, shape)
+        return await answering.respond(request, body, generate, text, shape, echo=None)
 
     return router

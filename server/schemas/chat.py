@@ -1,19 +1,22 @@
 """POST /v1/chat/completions: request and answers."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from medusa_core.errors import UnsupportedParameter
-from server.schemas.common import INT64, GenerationFields, SpeculationStats, Usage
+from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
 
 __all__ = [
     "AssistantMessage",
     "ChatChoice",
     "ChatCompletion",
     "ChatCompletionChunk",
+    "ChatLogprobs",
     "ChatRequest",
+    "ChatScoredToken",
+    "ChatTokenLogprob",
     "ChunkChoice",
     "Delta",
     "Message",
@@ -83,6 +86,42 @@ class ChatRequest(GenerationFields):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=INT64)
     max_tokens: int | None = Field(None, ge=1, lt=INT64)
+    logprobs: Flag = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _alternatives_need_log_probabilities(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidParameter("top_logprobs needs logprobs: true", "top_logprobs")
+        return self
+
+    @property
+    def top_logprobs_wanted(self) -> int | None:
+        """Alternatives to report with each token; None reports no log-probabilities."""
+        if not self.logprobs:
+            return None
+        return self.top_logprobs if self.top_logprobs is not None else 0
+
+
+class ChatTokenLogprob(TypedDict):
+    """A token, what it spells, and how likely the model found it."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatScoredToken(ChatTokenLogprob):
+    """A token of the answer with the likeliest ones in its place, best first."""
+
+    top_logprobs: list[ChatTokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of an answer, or of a piece of it."""
+
+    content: list[ChatScoredToken]
+    refusal: None
 
 
 class AssistantMessage(TypedDict):
@@ -98,7 +137,7 @@ class ChatChoice(TypedDict):
 
     index: int
     message: AssistantMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -127,7 +166,7 @@ class ChunkChoice(TypedDict):
 
     index: int
     delta: Delta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 

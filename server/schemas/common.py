@@ -13,8 +13,10 @@ from medusa_core.errors import InvalidParameter, UnsupportedParameter
 __all__ = [
     "ACCEPTED_WITHOUT_EFFECT",
     "MAX_STOPS",
+    "MAX_TOP_LOGPROBS",
     "NOT_BUILT",
     "CachedTokens",
+    "Flag",
     "GenerationFields",
     "NotBuilt",
     "SourceCounts",
@@ -27,6 +29,8 @@ __all__ = [
 # OpenAI takes 4; evaluation harnesses send all stop strings of a task.
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
+# OpenAI's limit for chats; its older endpoint takes 5.
+MAX_TOP_LOGPROBS = 20
 # OpenAI takes 300; a harness that bans a whole script needs more.
 MAX_BIASES = 1024
 MAX_NAMED = 16
@@ -59,7 +63,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "chat_template_kwargs": TEMPLATE,
     "continue_final_message": NotBuilt((False,), "an answer always starts a new assistant turn; leave it out"),
     "documents": NotBuilt(([],), "documents are not built yet; put their text into a message"),
-    "echo": NotBuilt((False,), "the prompt is not repeated yet; leave it out or send false"),
+    "echo": NotBuilt((False,), "a conversation is not repeated; leave it out or send false"),
     "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
     "functions": TOOLS,
     "grammar": GRAMMAR,
@@ -67,7 +71,6 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "guided_grammar": GRAMMAR,
     "guided_json": GRAMMAR,
     "guided_regex": GRAMMAR,
-    "logprobs": NotBuilt((False,), "log probabilities are not built yet; leave it out"),
     "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
     "n": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
     "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
@@ -76,7 +79,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "suffix": NotBuilt(("",), "text after the answer cannot be given; leave it out"),
     "tool_choice": NotBuilt(("none", "auto"), TOOLS.reason),
     "tools": TOOLS,
-    "top_logprobs": NotBuilt((0,), "log probabilities are not built yet; leave it out or send 0"),
+    "top_logprobs": NotBuilt((0,), "the number of alternatives stands in logprobs here; leave it out or send 0"),
     "web_search_options": NotBuilt(({},), "the server never searches the web; leave it out"),
 }
 

@@ -1,14 +1,21 @@
 """POST /v1/completions: request and answers."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from medusa_core.errors import UnsupportedParameter
-from server.schemas.common import INT64, GenerationFields, SpeculationStats, Usage
+from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Completion", "CompletionChoice", "CompletionChunk", "CompletionRequest"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "Completion",
+    "CompletionChoice",
+    "CompletionChunk",
+    "CompletionLogprobs",
+    "CompletionRequest",
+]
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -33,6 +40,11 @@ def _prompt(value: object) -> object:
     return value
 
 
+def _false_is_none(value: object) -> object:
+    """The other endpoint's word for no log-probabilities."""
+    return None if value is False else value
+
+
 PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -46,7 +58,29 @@ class CompletionRequest(GenerationFields):
     """Continue a text."""
 
     prompt: Annotated[str | list[int], BeforeValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
-    max_tokens: int | None = Field(None, ge=1, lt=INT64)
+    max_tokens: int | None = Field(None, ge=0, lt=INT64)
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: Flag = False
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidParameter("max_tokens is 0, which makes sense with echo only; ask for 1 or more", "max_tokens")
+        return self
+
+    @property
+    def top_logprobs_wanted(self) -> int | None:
+        """Alternatives to report with each token; None reports no log-probabilities."""
+        return self.logprobs
+
+
+class CompletionLogprobs(TypedDict):
+    """Log-probabilities of a text's tokens, in lists of equal length; null where a token follows nothing."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class CompletionChoice(TypedDict):
@@ -54,7 +88,7 @@ class CompletionChoice(TypedDict):
 
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 

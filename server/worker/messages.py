@@ -28,6 +28,7 @@ __all__ = [
     "StepStats",
     "ToWorker",
     "TokenDelta",
+    "TokenLogprobs",
     "WorkerInfo",
     "decode_from_worker",
     "decode_to_worker",
@@ -62,6 +63,13 @@ class Speculation(msgspec.Struct, frozen=True):
     delta: float
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """medusa_core's TokenLogprobs: a token's own, then the likeliest ids with theirs."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Load this model; the first message a worker gets."""
 
@@ -84,6 +92,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int | None
     stop_token_ids: list[int]
     ignore_eos: bool
+    top_logprobs: int | None
+    score_prompt: bool
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -140,11 +150,15 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class PromptStats(msgspec.Struct, frozen=True):
-    """What the prompt cost; comes with the first token."""
+    """What the prompt cost; comes with the first token.
+
+    logprobs: of all prompt tokens but the first, when they were asked for.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     prefill_s: float
+    logprobs: list[TokenLogprobs] | None
 
 
 class StepStats(msgspec.Struct, frozen=True):
@@ -159,6 +173,8 @@ class TokenDelta(msgspec.Struct, frozen=True, tag=True):
     """New tokens of the answer `id`.
 
     When finish_reason is "stop" the last token is the stop token, counted but not shown.
+
+    logprobs: one for each token, when they were asked for.
     """
 
     id: int
@@ -166,6 +182,7 @@ class TokenDelta(msgspec.Struct, frozen=True, tag=True):
     prompt: PromptStats | None
     step: StepStats | None
     finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs] | None
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -8,9 +8,9 @@ import importlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Any, Protocol
 
 from medusa_core.errors import MedusaError, RequestError
 from server.worker.messages import (
@@ -28,6 +28,7 @@ from server.worker.messages import (
     Shutdown,
     StepStats,
     TokenDelta,
+    TokenLogprobs,
     WorkerInfo,
     decode_to_worker,
     encode,
@@ -113,6 +114,8 @@ class _CoreEngine:
             max_tokens=request.max_tokens,
             stop_token_ids=frozenset(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            top_logprobs=request.top_logprobs,
+            score_prompt=request.score_prompt,
         )
         for delta in self._engine.generate(generation, should_stop):
             prompt, step = delta.prompt, delta.step
@@ -121,10 +124,18 @@ class _CoreEngine:
                 tokens=list(delta.tokens),
                 prompt=None
                 if prompt is None
-                else PromptStats(prompt.prompt_tokens, prompt.cached_tokens, prompt.prefill_s),
+                else PromptStats(
+                    prompt.prompt_tokens, prompt.cached_tokens, prompt.prefill_s, _logprobs(prompt.logprobs)
+                ),
                 step=None if step is None else StepStats(step.drafted, step.accepted, step.seconds),
                 finish_reason=delta.finish_reason,
+                logprobs=_logprobs(delta.logprobs),
             )
+
+
+def _logprobs(found: Sequence[Any] | None) -> list[TokenLogprobs] | None:
+    """The engine's TokenLogprobs as a message's."""
+    return None if found is None else [TokenLogprobs(entry.logprob, list(entry.top)) for entry in found]
 
 
 def load_engine(load: Load, progress: Callable[[str, float], None]) -> WorkerEngine:

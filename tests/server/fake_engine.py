@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from medusa_core.errors import HeadsMismatch, InvalidParameter
-from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, WorkerInfo
+from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
 
 FACTORY = "tests.server.fake_engine:load"
 
@@ -56,7 +56,8 @@ class FakeEngine:
         while request.prompt[:-1][cached : cached + 1] == self._last[cached : cached + 1] != []:
             cached += 1
         self._last = list(request.prompt)
-        prompt = PromptStats(len(request.prompt), cached, 0.001)
+        scored = _logprobs(request, request.prompt[1:]) if request.score_prompt else None
+        prompt = PromptStats(len(request.prompt), cached, 0.001, scored)
         room = self.info.max_context - len(request.prompt)
         left = room if request.max_tokens is None else min(room, request.max_tokens)
         stops = set(request.stop_token_ids) | (set() if request.ignore_eos else {EOS})
@@ -72,7 +73,8 @@ class FakeEngine:
             left -= len(tokens)
             step = None if count == 1 else StepStats(DRAFTED, TOKENS_PER_STEP - 1, 0.002)
             reason = "stop" if stop is not None else "length" if left == 0 else None
-            yield TokenDelta(request.id, tokens, prompt if count == 1 else None, step, reason)
+            told = prompt if count == 1 else None
+            yield TokenDelta(request.id, tokens, told, step, reason, _logprobs(request, tokens))
             if reason is not None:
                 return
             if seed == FAIL:
@@ -82,6 +84,14 @@ class FakeEngine:
             if seed == ENDLESS:
                 time.sleep(0.02)
             count = TOKENS_PER_STEP
+
+
+def _logprobs(request: Generate, tokens: list[int]) -> list[TokenLogprobs] | None:
+    """The token itself is the likeliest, the next ids follow in steps of one nat."""
+    if request.top_logprobs is None:
+        return None
+    ranks = range(request.top_logprobs)
+    return [TokenLogprobs(-0.5, [(token + rank, -0.5 - rank) for rank in ranks]) for token in tokens]
 
 
 def load(load: Load, progress: Callable[[str, float], None]) -> FakeEngine:

@@ -97,8 +97,10 @@ MALFORMED = [
     (COMPLETIONS, completion(n=2), "n"),
     (COMPLETIONS, completion(n=True), "n"),
     (COMPLETIONS, completion(best_of=10**9), "best_of"),
-    (COMPLETIONS, completion(logprobs=0), "logprobs"),
-    (COMPLETIONS, completion(echo=True), "echo"),
+    (COMPLETIONS, completion(logprobs=21), "logprobs"),
+    (COMPLETIONS, completion(logprobs=True), "logprobs"),
+    (COMPLETIONS, completion(top_logprobs=2), "top_logprobs"),
+    (COMPLETIONS, completion(echo="yes"), "echo"),
     (COMPLETIONS, completion(suffix="end"), "suffix"),
     (COMPLETIONS, completion(logit_bias={"300": 1}), "logit_bias"),
     (COMPLETIONS, completion(logit_bias={"five": 1}), "logit_bias"),
@@ -129,8 +131,10 @@ MALFORMED = [
     (CHAT, chat(prediction={"type": "content", "content": "x"}), "prediction"),
     (CHAT, chat(modalities=["text", "audio"]), "modalities"),
     (CHAT, chat(audio={"voice": "x"}), "audio"),
-    (CHAT, chat(logprobs=True), "logprobs"),
+    (CHAT, chat(logprobs=5), "logprobs"),
     (CHAT, chat(top_logprobs=5), "top_logprobs"),
+    (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+    (CHAT, chat(echo=True), "echo"),
 ]
 
 

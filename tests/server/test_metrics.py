@@ -58,7 +58,7 @@ def test_a_prompt_found_in_the_cache_is_a_hit() -> None:
     metrics = Metrics("demo", 4)
     model = metrics.of_model(INFO)
     for cached_tokens in (0, 30):
-        model.count_prompt(PromptStats(40, cached_tokens, 0.1), 0.2)
+        model.count_prompt(PromptStats(40, cached_tokens, 0.1, None), 0.2)
     found = samples(metrics)
 
     assert found["medusa_prompt_cache_queries_total", ""] == 2

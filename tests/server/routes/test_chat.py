@@ -128,3 +128,31 @@ def test_a_history_with_tool_calls_and_odd_keys_is_rendered(client: OpenAI) -> N
     answer = client.chat.completions.create(model=MODEL, messages=messages)
 
     assert answer.choices[0].message.content == "user\naddassistant\ntool\n2assistant\n"
+
+
+def test_streamed_logprobs_are_those_of_the_whole_answer(server: Running) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Gr\u00f8n"}],
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    with server.openai() as client:
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    assert whole.choices[0].logprobs is not None
+    content = whole.choices[0].logprobs.content
+    streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    assert content is not None
+    assert [entry.model_dump() for entry in streamed] == [entry.model_dump() for entry in content]
+    assert [len(entry.top_logprobs) for entry in content] == [2] * len(content)
+    # the fake engine repeats the prompt, whose special tokens the text leaves out and the tokens' bytes do not
+    spelt = bytes(byte for entry in content for byte in entry.bytes or ()).decode()
+    assert spelt == whole.choices[0].message.content
+
+
+def test_no_logprobs_are_sent_unasked(server: Running) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "logprobs": False, "top_logprobs": 0}
+
+    assert server.post("/v1/chat/completions", body).json()["choices"][0]["logprobs"] is None

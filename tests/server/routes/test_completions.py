@@ -111,3 +111,51 @@ def test_two_requests_at_once_both_complete(server: Running) -> None:
         thread.join()
 
     assert answers == {number: f"{TEXT} {number}" for number in range(6)}
+
+
+def test_logprobs_come_with_every_token_and_alternatives_with_the_token_itself(server: Running) -> None:
+    answer = server.post("/v1/completions", {"model": MODEL, "prompt": "abc", "max_tokens": 3, "logprobs": 1}).json()
+    choice = answer["choices"][0]
+
+    assert choice["text"] == "abc"
+    assert choice["logprobs"] == {
+        "tokens": ["a", "b", "c"],
+        "token_logprobs": [-0.5] * 3,
+        "top_logprobs": [{letter: -0.5} for letter in "abc"],
+        "text_offset": [0, 1, 2],
+    }
+
+
+@pytest.mark.parametrize("prompt", ["abc", [[66, 67, 68]]])
+def test_a_harness_gets_the_scores_of_its_prompt(server: Running, prompt: object) -> None:
+    asked = {"model": MODEL, "prompt": prompt, "max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0}
+    choice = server.post("/v1/completions", asked).json()["choices"][0]
+    found = choice["logprobs"]
+
+    assert choice["text"] == "abca"
+    assert found["tokens"] == ["a", "b", "c", "a"]
+    assert found["token_logprobs"] == [None, -0.5, -0.5, -0.5]
+    assert found["top_logprobs"] == [None, {"b": -0.5}, {"c": -0.5}, {"a": -0.5}]
+    assert found["text_offset"] == [0, 1, 2, 3]
+
+
+def test_an_echo_alone_needs_no_new_token(server: Running) -> None:
+    asked = {"model": MODEL, "prompt": "abc", "max_tokens": 0, "echo": True}
+    answer = server.post("/v1/completions", asked).json()
+
+    assert answer["choices"][0]["text"] == "abc"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_streamed_pieces_join_to_the_echo_and_its_scores(server: Running) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "abcdefgh", "max_tokens": 8, "logprobs": 2, "echo": True}
+    with server.openai() as client:
+        whole = client.completions.create(**asked)
+        chunks = list(client.completions.create(**asked, stream=True))
+
+    pieces = [chunk.choices[0] for chunk in chunks]
+    assert "".join(piece.text for piece in pieces) == whole.choices[0].text == "abcdefghabcdefgh"
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        streamed = [entry for piece in pieces if piece.logprobs for entry in getattr(piece.logprobs, name)]
+        assert streamed == getattr(whole.choices[0].logprobs, name)

@@ -15,6 +15,7 @@ from server.worker.messages import (
     Speculation,
     StepStats,
     TokenDelta,
+    TokenLogprobs,
     decode_from_worker,
     decode_to_worker,
     encode,
@@ -28,6 +29,8 @@ GENERATE = Generate(
     max_tokens=None,
     stop_token_ids=[],
     ignore_eos=False,
+    top_logprobs=5,
+    score_prompt=True,
 )
 
 
@@ -42,8 +45,8 @@ def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate |
     "message",
     [
         Progress("loading", 0.5),
-        TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1), None, None),
-        TokenDelta(1, [7], None, StepStats(7, 0, 0.1), "stop"),
+        TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1, None), None, None, None),
+        TokenDelta(1, [7], None, StepStats(7, 0, 0.1), "stop", [TokenLogprobs(-0.25, [(7, -0.25), (2, -3.5)])]),
         Done(1),
         Failed(1, RemoteError("EngineError", "no", None)),
     ],
@@ -58,4 +61,4 @@ def test_a_message_of_the_other_direction_is_refused() -> None:
 
 
 def test_a_delta_of_four_tokens_is_small() -> None:
-    assert len(encode(TokenDelta(1, [30000] * 4, None, StepStats(15, 3, 0.01), None))) < 120
+    assert len(encode(TokenDelta(1, [30000] * 4, None, StepStats(15, 3, 0.01), None, None))) < 120

@@ -1,0 +1,167 @@
+"""One answer as it grows: tokens in, text out, everything counted on the way.
+
+Stop strings are found here, so the cut is made here, and so is the counting: steps whose tokens were delivered, and
+tokens up to the cut.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from medusa_core.text import TextStream
+from server.metrics import ModelMetrics
+from server.schemas.common import SpeculationStats, Usage
+from server.token_scores import ScoredToken
+from server.worker.messages import FinishReason, PromptStats, TokenDelta, TokenLogprobs
+
+__all__ = ["Answer", "Echo", "Piece"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer.
+
+    tokens: with their log-probabilities, when those were asked for; they come with the text they spell, or before it.
+    """
+
+    text: str
+    tokens: tuple[ScoredToken, ...] | None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.tokens)
+
+    def __add__(self, other: "Piece") -> "Piece":
+        tokens = None if self.tokens is None or other.tokens is None else self.tokens + other.tokens
+        return Piece(self.text + other.text, tokens)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is repeated before its answer.
+
+    offsets: characters of the text before each token.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass
+class Answer:
+    """One answer as it grows: tokens in, text out, everything counted on the way.
+
+    text:    where tokens become text and stop strings are found.
+    metrics: counted as deltas are delivered.
+    mode:    label of medusa_decode_steps_total.
+    arrived: monotonic time of the request.
+    echo:    the prompt, when the answer is to begin with it.
+    scored:  whether tokens are reported with their log-probabilities.
+    """
+
+    text: TextStream
+    metrics: ModelMetrics
+    mode: str
+    endpoint: str
+    arrived: float
+    echo: Echo | None
+    scored: bool
+    finish_reason: FinishReason | None = None
+    is_closed: bool = False
+    _prompt_tokens: int = 0
+    _cached_tokens: int = 0
+    _completion_tokens: int = 0
+    _step_tokens: int = 0
+    _drafted: int = 0
+    _decode_s: float = 0.0
+    _acceptance_lengths: list[int] = field(default_factory=list)
+    _last_delta: float = 0.0
+    _was_stopped: bool = False
+
+    def take(self, delta: TokenDelta) -> Piece:
+        """Count a delta and return what of it may be shown already."""
+        has_stop_token = delta.finish_reason == "stop"
+        shown = delta.tokens[:-1] if has_stop_token else delta.tokens
+        piece = self.text.push(shown)
+        used = piece.tokens_used if piece.stopped else len(delta.tokens)
+        self._was_stopped = piece.stopped
+        self.finish_reason = "stop" if piece.stopped else delta.finish_reason
+        self._count(delta, used)
+        return self._repeated(delta.prompt) + Piece(piece.text, self._scored(shown, piece.offsets, delta.logprobs))
+
+    def rest(self) -> Piece:
+        """Text that was held back until the end was known."""
+        return Piece("" if self._was_stopped else self.text.finish(), () if self.scored else None)
+
+    def _repeated(self, prompt: PromptStats | None) -> Piece:
+        """The prompt, before the first piece of an answer that echoes it."""
+        if prompt is None or self.echo is None:
+            return Piece("", () if self.scored else None)
+        if not self.scored:
+            return Piece(self.echo.text, None)
+        scores = [None, *(prompt.logprobs if prompt.logprobs is not None else [])]
+        tokens = zip(self.echo.tokens, self.echo.offsets, scores, strict=True)
+        return Piece(self.echo.text, tuple(ScoredToken(*token) for token in tokens))
+
+    def _scored(
+        self, tokens: Sequence[int], offsets: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> tuple[ScoredToken, ...] | None:
+        """The tokens with an offset, which are those of the answer."""
+        if not self.scored or logprobs is None:
+            return () if self.scored else None
+        before = len(self.echo.text) if self.echo is not None else 0
+        entries = zip(tokens, offsets, logprobs, strict=False)
+        return tuple(ScoredToken(token, before + offset, score) for token, offset, score in entries)
+
+    def close(self, outcome: str) -> None:
+        """Count the request once; outcome is a finish reason, abort or error."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.metrics.count_request(self.endpoint, outcome)
+        self.metrics.e2e_latency.observe(time.monotonic() - self.arrived)
+        if self._completion_tokens > 0:
+            self.metrics.request_generation_tokens.observe(self._completion_tokens)
+            self.metrics.decode_time.observe(self._decode_s)
+
+    def usage(self) -> Usage:
+        """Tokens of the request; the stop token is counted though not shown."""
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }
+
+    def speculation(self) -> SpeculationStats:
+        """What speculation did; the first token comes from the prompt and belongs to no step."""
+        steps = sum(self._acceptance_lengths)
+        accepted = sum(length * count for length, count in enumerate(self._acceptance_lengths))
+        return {
+            "steps": steps,
+            "tokens_per_step": round(self._step_tokens / steps, 4) if steps > 0 else None,
+            "acceptance_lengths": list(self._acceptance_lengths),
+            "drafted": self._drafted,
+            "accepted": accepted,
+            "by_source": {"heads": {"drafted": self._drafted, "accepted": accepted}},
+        }
+
+    def _count(self, delta: TokenDelta, used: int) -> None:
+        now = time.monotonic()
+        gap_s, self._last_delta = now - self._last_delta, now
+        self._completion_tokens += used
+        self.metrics.generation_tokens.inc(used)
+        if delta.prompt is not None:
+            self._prompt_tokens, self._cached_tokens = delta.prompt.prompt_tokens, delta.prompt.cached_tokens
+            self.metrics.count_prompt(delta.prompt, now - self.arrived)
+        if delta.step is None or used == 0:
+            return
+        # a cut may fall inside the accepted path; the bonus is the first to go
+        accepted = min(delta.step.accepted, used)
+        self._step_tokens += used
+        self._drafted += delta.step.drafted
+        self._decode_s += delta.step.seconds
+        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
+        self._acceptance_lengths[accepted] += 1
+        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
+        self.metrics.count_source("heads", delta.step.drafted, accepted)

@@ -1,0 +1,129 @@
+from collections.abc import Callable
+
+import pytest
+
+from medusa_core.text import TextCodec
+from server.answer import Answer, Echo, Piece
+from server.metrics import Metrics
+from server.token_scores import ScoredToken
+from server.worker.messages import FinishReason, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
+from tests.tiny_tokenizers import save_byte_level
+
+INFO = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, {})
+PROMPT = PromptStats(5, 2, 0.1, None)
+# in the tiny tokenizer "!" is 2, '"' is 3, "#" is 4 and so on
+
+
+def step(*tokens: int, accepted: int = 2, reason: FinishReason | None = None) -> TokenDelta:
+    return TokenDelta(1, list(tokens), None, StepStats(7, accepted, 0.01), reason, None)
+
+
+def first(token: int, reason: FinishReason | None = None) -> TokenDelta:
+    return TokenDelta(1, [token], PROMPT, None, reason, None)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    return TextCodec.load(str(save_byte_level(tmp_path_factory.mktemp("tiny"))))
+
+
+@pytest.fixture
+def answer(codec: TextCodec) -> Callable[..., Answer]:
+    def make(*stop: str) -> Answer:
+        return Answer(codec.stream(stop), Metrics("demo", 1).of_model(INFO), "tree", "chat", 0.0, None, False)
+
+    return make
+
+
+def test_the_stop_token_is_counted_and_not_shown(answer: Callable[..., Answer]) -> None:
+    one = answer()
+    pieces = [one.take(first(2)), one.take(step(3, 4, 5)), one.take(step(6, 1, reason="stop")), one.rest()]
+
+    assert "".join(piece.text for piece in pieces) == '!"#$%'
+    assert one.finish_reason == "stop"
+    assert one.usage()["completion_tokens"] == 6
+    assert one.usage()["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+def test_a_stop_string_across_two_steps_never_leaks(answer: Callable[..., Answer]) -> None:
+    one = answer("$%&")
+    pieces = [one.take(first(2)), one.take(step(3, 4, 5)), one.take(step(6, 7, 8))]
+
+    assert [piece.text for piece in pieces] == ["!", '"#', ""]
+    assert one.finish_reason == "stop"
+    assert one.rest() == Piece("", None)
+    # ! " # $ % & and not the ' that came in the same step
+    assert one.usage()["completion_tokens"] == 6
+
+
+def test_a_cut_step_counts_what_was_delivered(answer: Callable[..., Answer]) -> None:
+    one = answer("$")
+    one.take(first(2))
+    one.take(step(3, accepted=0))
+    one.take(step(4, 5, 6, 7, accepted=3))
+
+    assert one.speculation() == {
+        "steps": 2,
+        "tokens_per_step": 1.5,
+        "acceptance_lengths": [1, 0, 1],
+        "drafted": 14,
+        "accepted": 2,
+        "by_source": {"heads": {"drafted": 14, "accepted": 2}},
+    }
+
+
+def test_an_answer_of_one_token_has_no_tokens_per_step(answer: Callable[..., Answer]) -> None:
+    one = answer()
+    one.take(first(2, reason="length"))
+
+    assert one.speculation()["steps"] == 0
+    assert one.speculation()["tokens_per_step"] is None
+    assert one.speculation()["acceptance_lengths"] == []
+
+
+def test_an_answer_is_closed_once(codec: TextCodec) -> None:
+    metrics = Metrics("demo", 1)
+    one = Answer(codec.stream(), metrics.of_model(INFO), "tree", "chat", 0.0, None, False)
+    one.take(first(2, reason="length"))
+    one.close("length")
+    one.close("abort")
+
+    assert b'finish_reason="length"' in metrics.expose()
+    assert b'finish_reason="abort"' not in metrics.expose()
+
+
+def score(logprob: float) -> TokenLogprobs:
+    return TokenLogprobs(logprob, [])
+
+
+def scored(codec: TextCodec, *stop: str, echo: Echo | None = None) -> Answer:
+    return Answer(codec.stream(stop), Metrics("demo", 1).of_model(INFO), "tree", "chat", 0.0, echo, True)
+
+
+def test_scores_end_where_the_answer_ends_and_skip_the_stop_token(codec: TextCodec) -> None:
+    one, stopped = scored(codec), scored(codec, "$")
+    ended = TokenDelta(1, [2, 3, 1], PROMPT, None, "stop", [score(-1), score(-2), score(-3)])
+    cut = TokenDelta(1, [2, 5, 6], PROMPT, None, None, [score(-1), score(-2), score(-3)])
+
+    assert one.take(ended).tokens == (ScoredToken(2, 0, score(-1)), ScoredToken(3, 1, score(-2)))
+    assert stopped.take(cut) == Piece("!", (ScoredToken(2, 0, score(-1)), ScoredToken(5, 1, score(-2))))
+
+
+def test_an_echo_comes_first_and_moves_the_offsets(codec: TextCodec) -> None:
+    one = scored(codec, echo=Echo("#$", (4, 5), (0, 1)))
+    prompt = PromptStats(2, 0, 0.1, [score(-7)])
+
+    found = one.take(TokenDelta(1, [2], prompt, None, None, [score(-1)]))
+
+    assert found == Piece("#$!", (ScoredToken(4, 0, None), ScoredToken(5, 1, score(-7)), ScoredToken(2, 2, score(-1))))
+    assert one.take(TokenDelta(1, [3], None, StepStats(7, 0, 0.01), "length", [score(-2)])).tokens == (
+        ScoredToken(3, 3, score(-2)),
+    )
+
+
+def test_an_echo_without_scores_is_text(codec: TextCodec) -> None:
+    one = Answer(
+        codec.stream(), Metrics("demo", 1).of_model(INFO), "tree", "completions", 0.0, Echo("#$", (4, 5), (0, 1)), False
+    )
+
+    assert one.take(first(2)) == Piece("#$!", None)
