@@ -16,7 +16,7 @@ from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
-from medusa_core.decoding import logprobs_of, prefill
+from medusa_core.decoding import Prefilled, logprobs_of, prefill
 from medusa_core.drafters import Drafters, DrafterSource, DraftState
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
@@ -145,6 +145,7 @@ class Engine:
         scratch = info.tree_nodes + info.max_depth + 1
         self._cache = backbone.new_cache(info.max_context + scratch)
         self._runner: Runner = EagerRunner(backbone, self._cache)
+        self._last_prompt: tuple[tuple[int, ...], Prefilled] | None = None
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Callable[[str, float], None] = ignore_progress) -> Self:
@@ -245,10 +246,8 @@ class Engine:
         plan = DecodePlan(self._drafters.get(request.speculation), adjustments, rule, request.top_logprobs)
 
         started = time.perf_counter()
-        # A row from the cache has no logits, and so no score for the token behind it.
-        cached_tokens = cache.reuse(prompt[:1] if request.score_prompt else prompt)
         scored = request.top_logprobs if request.score_prompt else None
-        computed = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop, scored)
+        computed, cached_tokens = self._prefill(request, scored, should_stop)
         if computed is None:
             return
         past, counts = torch.tensor(len(prompt), device=self._backbone.device), adjustments.start()
@@ -271,6 +270,25 @@ class Engine:
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
             yield output.emit(result, None, StepStats(result.drafted, len(result.tokens) - 1, now - before))
+
+    def _prefill(
+        self, request: GenerationRequest, scored: int | None, should_stop: Callable[[], bool]
+    ) -> tuple[Prefilled | None, int]:
+        """Compute the prompt, and say how many of its rows were there already.
+
+        Another answer to the last prompt starts from what that left behind, and computes nothing.
+        """
+        cache, prompt = self._cache, request.prompt
+        if request.sampling.choice > 0 and scored is None and self._last_prompt is not None:
+            known, computed = self._last_prompt
+            if known == prompt and tuple(cache.tokens[: len(prompt)]) == prompt:
+                del cache.tokens[len(prompt) :]
+                return computed, len(prompt)
+        # A row from the cache has no logits, and so no score for the token behind it.
+        cached_tokens = cache.reuse(prompt[:1] if scored is not None else prompt)
+        found = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop, scored)
+        self._last_prompt = (prompt, found) if found is not None else None
+        return found, cached_tokens
 
 
 class _Output:

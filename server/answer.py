@@ -12,9 +12,9 @@ from medusa_core.text import TextStream
 from server.metrics import ModelMetrics
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import ScoredToken
-from server.worker.messages import FinishReason, PromptStats, TokenDelta, TokenLogprobs
+from server.worker.messages import FinishReason, TokenDelta, TokenLogprobs
 
-__all__ = ["Answer", "Echo", "Piece"]
+__all__ = ["Answer", "Echo", "Piece", "Tally"]
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,18 @@ class Echo:
 
 
 @dataclass
-class Answer:
-    """One answer as it grows: tokens in, text out, everything counted on the way.
+class Tally:
+    """What one request has cost so far, over all its answers.
 
-    text:    where tokens become text and stop strings are found.
     metrics: counted as deltas are delivered.
     mode:    label of medusa_decode_steps_total.
     arrived: monotonic time of the request.
-    echo:    the prompt, when the answer is to begin with it.
-    scored:  whether tokens are reported with their log-probabilities.
     """
 
-    text: TextStream
     metrics: ModelMetrics
     mode: str
     endpoint: str
     arrived: float
-    echo: Echo | None
-    scored: bool
-    finish_reason: FinishReason | None = None
     is_closed: bool = False
     _prompt_tokens: int = 0
     _cached_tokens: int = 0
@@ -76,42 +69,28 @@ class Answer:
     _decode_s: float = 0.0
     _acceptance_lengths: list[int] = field(default_factory=list)
     _last_delta: float = 0.0
-    _was_stopped: bool = False
 
-    def take(self, delta: TokenDelta) -> Piece:
-        """Count a delta and return what of it may be shown already."""
-        has_stop_token = delta.finish_reason == "stop"
-        shown = delta.tokens[:-1] if has_stop_token else delta.tokens
-        piece = self.text.push(shown)
-        used = piece.tokens_used if piece.stopped else len(delta.tokens)
-        self._was_stopped = piece.stopped
-        self.finish_reason = "stop" if piece.stopped else delta.finish_reason
-        self._count(delta, used)
-        return self._repeated(delta.prompt) + Piece(piece.text, self._scored(shown, piece.offsets, delta.logprobs))
-
-    def rest(self) -> Piece:
-        """Text that was held back until the end was known."""
-        return Piece("" if self._was_stopped else self.text.finish(), () if self.scored else None)
-
-    def _repeated(self, prompt: PromptStats | None) -> Piece:
-        """The prompt, before the first piece of an answer that echoes it."""
-        if prompt is None or self.echo is None:
-            return Piece("", () if self.scored else None)
-        if not self.scored:
-            return Piece(self.echo.text, None)
-        scores = [None, *(prompt.logprobs if prompt.logprobs is not None else [])]
-        tokens = zip(self.echo.tokens, self.echo.offsets, scores, strict=True)
-        return Piece(self.echo.text, tuple(ScoredToken(*token) for token in tokens))
-
-    def _scored(
-        self, tokens: Sequence[int], offsets: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
-    ) -> tuple[ScoredToken, ...] | None:
-        """The tokens with an offset, which are those of the answer."""
-        if not self.scored or logprobs is None:
-            return () if self.scored else None
-        before = len(self.echo.text) if self.echo is not None else 0
-        entries = zip(tokens, offsets, logprobs, strict=False)
-        return tuple(ScoredToken(token, before + offset, score) for token, offset, score in entries)
+    def count(self, delta: TokenDelta, used: int, is_prompt_new: bool) -> None:
+        """Count a delta of which `used` tokens were delivered; a prompt counts with its first answer."""
+        now = time.monotonic()
+        gap_s, self._last_delta = now - self._last_delta, now
+        self._completion_tokens += used
+        self.metrics.generation_tokens.inc(used)
+        if delta.prompt is not None and is_prompt_new:
+            self._prompt_tokens += delta.prompt.prompt_tokens
+            self._cached_tokens += delta.prompt.cached_tokens
+            self.metrics.count_prompt(delta.prompt, now - self.arrived)
+        if delta.step is None or used == 0:
+            return
+        # a cut may fall inside the accepted path; the bonus is the first to go
+        accepted = min(delta.step.accepted, used)
+        self._step_tokens += used
+        self._drafted += delta.step.drafted
+        self._decode_s += delta.step.seconds
+        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
+        self._acceptance_lengths[accepted] += 1
+        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
+        self.metrics.count_source("heads", delta.step.drafted, accepted)
 
     def close(self, outcome: str) -> None:
         """Count the request once; outcome is a finish reason, abort or error."""
@@ -125,7 +104,7 @@ class Answer:
             self.metrics.decode_time.observe(self._decode_s)
 
     def usage(self) -> Usage:
-        """Tokens of the request; the stop token is counted though not shown."""
+        """Tokens of the request; a stop token is counted though not shown."""
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
@@ -134,7 +113,7 @@ class Answer:
         }
 
     def speculation(self) -> SpeculationStats:
-        """What speculation did; the first token comes from the prompt and belongs to no step."""
+        """What speculation did; the first token of an answer comes from its prompt and belongs to no step."""
         steps = sum(self._acceptance_lengths)
         accepted = sum(length * count for length, count in enumerate(self._acceptance_lengths))
         return {
@@ -146,22 +125,75 @@ class Answer:
             "by_source": {"heads": {"drafted": self._drafted, "accepted": accepted}},
         }
 
-    def _count(self, delta: TokenDelta, used: int) -> None:
-        now = time.monotonic()
-        gap_s, self._last_delta = now - self._last_delta, now
-        self._completion_tokens += used
-        self.metrics.generation_tokens.inc(used)
+
+@dataclass
+class Answer:
+    """One answer as it grows: tokens in, text out, everything counted on the way.
+
+    text:    where tokens become text and stop strings are found.
+    tally:   of the request; several answers may share it.
+    echo:    the prompt, when the answer is to begin with it.
+    scored:  whether tokens are reported with their log-probabilities.
+    sibling: the first answer to the same prompt, which paid for it; None for that one itself.
+    """
+
+    text: TextStream
+    tally: Tally
+    echo: Echo | None
+    scored: bool
+    sibling: "Answer | None"
+    finish_reason: FinishReason | None = None
+    _prompt_logprobs: Sequence[TokenLogprobs] | None = None
+    _logprob: float = 0.0
+    _tokens: int = 0
+    _has_begun: bool = False
+    _was_stopped: bool = False
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model found the answer, in nats per token; known when log-probabilities were asked for."""
+        return self._logprob / max(1, self._tokens)
+
+    def take(self, delta: TokenDelta) -> Piece:
+        """Count a delta and return what of it may be shown already."""
+        has_stop_token = delta.finish_reason == "stop"
+        shown = delta.tokens[:-1] if has_stop_token else delta.tokens
+        piece = self.text.push(shown)
+        used = piece.tokens_used if piece.stopped else len(delta.tokens)
+        self._was_stopped = piece.stopped
+        self.finish_reason = "stop" if piece.stopped else delta.finish_reason
+        self.tally.count(delta, used, is_prompt_new=self.sibling is None)
+        logprobs = delta.logprobs[:used] if delta.logprobs is not None else []
+        self._tokens += len(logprobs)
+        self._logprob += sum(entry.logprob for entry in logprobs)
         if delta.prompt is not None:
-            self._prompt_tokens, self._cached_tokens = delta.prompt.prompt_tokens, delta.prompt.cached_tokens
-            self.metrics.count_prompt(delta.prompt, now - self.arrived)
-        if delta.step is None or used == 0:
-            return
-        # a cut may fall inside the accepted path; the bonus is the first to go
-        accepted = min(delta.step.accepted, used)
-        self._step_tokens += used
-        self._drafted += delta.step.drafted
-        self._decode_s += delta.step.seconds
-        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
-        self._acceptance_lengths[accepted] += 1
-        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
-        self.metrics.count_source("heads", delta.step.drafted, accepted)
+            self._prompt_logprobs = delta.prompt.logprobs
+        return self._opening() + Piece(piece.text, self._score(shown, piece.offsets, logprobs))
+
+    def rest(self) -> Piece:
+        """Text that was held back until the end was known."""
+        return Piece("" if self._was_stopped else self.text.finish(), () if self.scored else None)
+
+    def _opening(self) -> Piece:
+        """The prompt, before the first piece of an answer that echoes it."""
+        nothing = Piece("", () if self.scored else None)
+        if self.echo is None or self._has_begun:
+            return nothing
+        self._has_begun = True
+        if not self.scored:
+            return Piece(self.echo.text, None)
+        found = self._prompt_logprobs if self.sibling is None else self.sibling._prompt_logprobs
+        scores = [None, *(found if found is not None else [])]
+        tokens = zip(self.echo.tokens, self.echo.offsets, scores, strict=True)
+        return Piece(self.echo.text, tuple(ScoredToken(*token) for token in tokens))
+
+    def _score(
+        self, tokens: Sequence[int], offsets: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> tuple[ScoredToken, ...] | None:
+        """The tokens with an offset, which are those of the answer."""
+        if not self.scored:
+            return None
+        before = len(self.echo.text) if self.echo is not None else 0
+        # a stop token has a log-probability and is not shown
+        entries = zip(tokens, offsets, logprobs, strict=False)
+        return tuple(ScoredToken(token, before + offset, score) for token, offset, score in entries)

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from starlette.types import Receive
 from medusa_core.config import SpeculationParams
 from medusa_core.errors import EngineError, InvalidParameter, MedusaError, PromptTooLong, UnknownModel
 from medusa_core.text import TextCodec, TextStream
-from server.answer import Answer, Echo, Piece
+from server.answer import Answer, Echo, Piece, Tally
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields, SpeculationStats, Usage
 from server.streaming import stream_response
@@ -32,7 +32,10 @@ __all__ = [
     "AnswerShape",
     "Answering",
     "ClientGone",
+    "Wanted",
+    "Whole",
     "check_prompt",
+    "several",
     "to_generate",
     "unless_gone",
 ]
@@ -47,6 +50,30 @@ class ClientGone(Exception):
     """The client has closed its connection; there is nobody to answer."""
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A finished answer."""
+
+    piece: Piece
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One answer that a request asks for.
+
+    generate: what the worker is to do.
+    text:     turns this answer's tokens into text; knows its stop strings.
+    echo:     the prompt, when the answer is to begin with it.
+    first:    index of the first answer to the same prompt, which may be this one.
+    """
+
+    generate: Generate
+    text: TextStream
+    echo: Echo | None
+    first: int
+
+
 class AnswerShape(Protocol):
     """How one endpoint writes an answer; one value per request, so ids and times agree in all chunks."""
 
@@ -55,20 +82,20 @@ class AnswerShape(Protocol):
         """Label of medusa_requests_total."""
         ...
 
-    def whole(self, piece: Piece, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> Mapping[str, Any]:
-        """The answer in one piece."""
+    def whole(self, answers: Sequence[Whole], usage: Usage, stats: SpeculationStats) -> Mapping[str, Any]:
+        """All answers, each in one piece."""
         ...
 
-    def opening(self) -> Sequence[Mapping[str, Any]]:
-        """Chunks before the first text."""
+    def opening(self, index: int) -> Sequence[Mapping[str, Any]]:
+        """Chunks before the first text of an answer."""
         ...
 
-    def piece(self, piece: Piece) -> Mapping[str, Any]:
+    def piece(self, index: int, piece: Piece) -> Mapping[str, Any]:
         """A chunk of text."""
         ...
 
-    def finish(self, reason: FinishReason, stats: SpeculationStats) -> Mapping[str, Any]:
-        """The chunk that says why the answer ended."""
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> Mapping[str, Any]:
+        """The chunk that says why an answer ended; statistics come with the last one."""
         ...
 
     def usage(self, usage: Usage) -> Mapping[str, Any]:
@@ -117,6 +144,7 @@ def to_generate(
             top_k=int(top_k) if top_k > 0 else None,
             min_p=body.min_p if body.min_p is not None else default.get("min_p", 0.0),
             seed=body.seed,
+            choice=0,
             repetition_penalty=body.repetition_penalty
             if body.repetition_penalty is not None
             else default.get("repetition_penalty", 1.0),
@@ -139,6 +167,24 @@ def to_generate(
         top_logprobs=top_logprobs,
         score_prompt=score_prompt,
     )
+
+
+def several(
+    generate: Generate, count: int, stream: Callable[[], TextStream], echo: Echo | None, first: int
+) -> list[Wanted]:
+    """`count` answers to one prompt, which differ by the choice that joins their seed.
+
+    stream: starts the text of one of them.
+    first:  index of the first one among all answers of the request.
+    """
+    wanted = []
+    for choice in range(count):
+        sampling = msgspec.structs.replace(generate.sampling, choice=choice)
+        # the first answer reports what the prompt scores, for all
+        score_prompt = generate.score_prompt and choice == 0
+        one = msgspec.structs.replace(generate, sampling=sampling, score_prompt=score_prompt)
+        wanted.append(Wanted(one, stream(), echo, first))
+    return wanted
 
 
 def _check_tokens(tokens: Iterable[int], info: WorkerInfo, param: str) -> None:
@@ -193,90 +239,132 @@ class Answering:
         self,
         request: Request,
         body: GenerationFields,
-        generate: Generate,
-        text: TextStream,
+        wanted: Sequence[Wanted],
+        kept: int,
+        is_scored: bool,
         shape: AnswerShape,
-        echo: Echo | None,
     ) -> Response:
         """Queue a checked request and answer it, streamed or whole.
 
-        text: turns this answer's tokens into text; knows its stop strings.
-        echo: the prompt, when the answer is to begin with it.
+        kept:      how many answers to each prompt are sent, the likeliest first; fewer than wanted only when whole.
+        is_scored: whether tokens are reported with their log-probabilities.
 
         Nothing is sent before the first token: every refusal still has its own status.
         """
         info = self.worker.ready_info()
-        job = self.worker.submit(generate)
-        answer = Answer(
-            text=text,
+        job = self.worker.submit([one.generate for one in wanted])
+        tally = Tally(
             metrics=self.metrics.of_model(info),
-            mode=_mode_label(generate, info),
+            mode=_mode_label(wanted[0].generate, info),
             endpoint=shape.endpoint,
             arrived=request.scope.get(ARRIVED, job.submitted),
-            echo=echo,
-            scored=generate.top_logprobs is not None,
         )
+        answers: list[Answer] = []
+        for index, one in enumerate(wanted):
+            sibling = answers[one.first] if one.first != index else None
+            answers.append(Answer(one.text, tally, one.echo, is_scored, sibling))
         ignored = body.ignored_fields()
         headers = {"x-ignored-fields": ignored} if ignored is not None else {}
         is_streaming = False
         try:
             if not body.stream:
-                whole = await unless_gone(request.receive, self._collect(job, answer))
-                return _json(shape.whole(whole, _reason(answer), answer.usage(), answer.speculation()), headers)
+                wholes = await unless_gone(request.receive, self._collect(job, answers))
+                chosen = [wholes[index] for index in _likeliest(answers, wanted, kept)]
+                return _json(shape.whole(chosen, tally.usage(), tally.speculation()), headers)
             first = await unless_gone(request.receive, _next(job))
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            chunks = self._chunks(first, job, answer, shape, include_usage)
+            chunks = self._chunks(first, job, answers, tally, shape, include_usage)
             is_streaming = True
-            return stream_response(chunks, lambda: self._release(job, answer), headers)
+            return stream_response(chunks, lambda: self._release(job, tally), headers)
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except MedusaError:
-            answer.close("error")
+            tally.close("error")
             raise
         finally:
             if not is_streaming:
-                self._release(job, answer)
+                self._release(job, tally)
 
-    def _release(self, job: Job, answer: Answer) -> None:
-        """The response is over; when its answer is not, the client has left."""
-        if not answer.is_closed:
+    def _release(self, job: Job, tally: Tally) -> None:
+        """The response is over; when its answers are not, the client has left."""
+        if not tally.is_closed:
             # the worker may have ended what the client did not wait for
             self.metrics.count_cancelled("decode" if job.stage == "ended" else job.stage)
-            answer.close("abort")
+            tally.close("abort")
         job.cancel()
 
-    async def _collect(self, job: Job, answer: Answer) -> Piece:
-        pieces: list[Piece] = []
-        while answer.finish_reason is None:
-            pieces.append(answer.take(await _next(job)))
-        job.cancel()
-        pieces.append(answer.rest())
-        answer.close(answer.finish_reason)
-        tokens = tuple(token for piece in pieces for token in piece.tokens or ()) if answer.scored else None
-        return Piece("".join(piece.text for piece in pieces), tokens)
+    async def _pieces(
+        self, first: tuple[int, TokenDelta] | None, job: Job, answers: Sequence[Answer]
+    ) -> AsyncIterator[tuple[int, Piece]]:
+        """Pieces with the index of their answer; with an answer's last one its finish_reason is set.
+
+        first: a delta that has been waited for already.
+        """
+        while answers[-1].finish_reason is None:
+            index, delta = first if first is not None else await _next(job)
+            first, answer = None, answers[index]
+            if answer.finish_reason is not None:
+                continue  # a stop string ended it, and the worker had not heard yet
+            piece = answer.take(delta)
+            if answer.finish_reason is not None:
+                piece += answer.rest()
+                job.skip(index) if index < len(answers) - 1 else job.cancel()
+            yield index, piece
+
+    async def _collect(self, job: Job, answers: Sequence[Answer]) -> list[Whole]:
+        pieces: list[list[Piece]] = [[] for _ in answers]
+        async for index, piece in self._pieces(None, job, answers):
+            pieces[index].append(piece)
+        answers[-1].tally.close(_reason(answers[-1]))
+        return [Whole(_joined(parts), _reason(answer)) for parts, answer in zip(pieces, answers, strict=True)]
 
     async def _chunks(
-        self, first: TokenDelta, job: Job, answer: Answer, shape: AnswerShape, include_usage: bool
+        self,
+        first: tuple[int, TokenDelta],
+        job: Job,
+        answers: Sequence[Answer],
+        tally: Tally,
+        shape: AnswerShape,
+        include_usage: bool,
     ) -> AsyncIterator[Mapping[str, Any]]:
-        for chunk in shape.opening():
-            yield chunk
+        opened = -1
         try:
-            piece = answer.take(first)
-            while answer.finish_reason is None:
+            async for index, piece in self._pieces(first, job, answers):
+                if index > opened:
+                    opened = index
+                    for chunk in shape.opening(index):
+                        yield chunk
+                reason, is_last = answers[index].finish_reason, index == len(answers) - 1
+                if reason is not None and is_last:
+                    tally.close(reason)
                 if piece:
-                    yield shape.piece(piece)
-                piece = answer.take(await _next(job))
+                    yield shape.piece(index, piece)
+                if reason is not None:
+                    yield shape.finish(index, reason, tally.speculation() if is_last else None)
         except MedusaError:
-            answer.close("error")
+            tally.close("error")
             raise
-        job.cancel()
-        piece += answer.rest()
-        answer.close(answer.finish_reason)
-        if piece:
-            yield shape.piece(piece)
-        yield shape.finish(answer.finish_reason, answer.speculation())
         if include_usage:
-            yield shape.usage(answer.usage())
+            yield shape.usage(tally.usage())
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    is_scored = any(piece.tokens is not None for piece in pieces)
+    tokens = tuple(token for piece in pieces for token in piece.tokens or ()) if is_scored else None
+    return Piece("".join(piece.text for piece in pieces), tokens)
+
+
+def _likeliest(answers: Sequence[Answer], wanted: Sequence[Wanted], kept: int) -> list[int]:
+    """Indices of the answers to send: of each prompt's the `kept` likeliest, best first, or all as they come."""
+    by_prompt: dict[int, list[int]] = {}
+    for index, one in enumerate(wanted):
+        by_prompt.setdefault(one.first, []).append(index)
+    chosen: list[int] = []
+    for indices in by_prompt.values():
+        if kept < len(indices):
+            indices.sort(key=lambda index: answers[index].mean_logprob, reverse=True)
+        chosen += indices[:kept]
+    return chosen
 
 
 def _mode_label(generate: Generate, info: WorkerInfo) -> str:
@@ -287,7 +375,7 @@ def _mode_label(generate: Generate, info: WorkerInfo) -> str:
     return "tree" if info.num_heads > 0 else "off"
 
 
-async def _next(job: Job) -> TokenDelta:
+async def _next(job: Job) -> tuple[int, TokenDelta]:
     try:
         return await anext(job)
     except StopAsyncIteration:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Piece
-from server.answering import Answering, check_prompt, to_generate
+from server.answering import Answering, Whole, check_prompt, several, to_generate
 from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import chat_logprobs
@@ -29,8 +30,8 @@ class ChatShape:
     codec: TextCodec
     endpoint: Literal["chat"] = "chat"
 
-    def whole(self, piece: Piece, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> ChatCompletion:
-        """The answer in one piece."""
+    def whole(self, answers: Sequence[Whole], usage: Usage, stats: SpeculationStats) -> ChatCompletion:
+        """All answers, each in one piece."""
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -39,28 +40,30 @@ class ChatShape:
             "system_fingerprint": None,
             "choices": [
                 {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": piece.text, "refusal": None},
-                    "logprobs": self._logprobs(piece),
-                    "finish_reason": reason,
+                    "index": index,
+                    "message": {"role": "assistant", "content": answer.piece.text, "refusal": None},
+                    "logprobs": self._logprobs(answer.piece),
+                    "finish_reason": answer.reason,
                 }
+                for index, answer in enumerate(answers)
             ],
             "usage": usage,
             "speculation": stats,
         }
 
-    def opening(self) -> list[ChatCompletionChunk]:
-        """The role, exactly once: clients concatenate what comes twice."""
-        return [self._chunk({"role": "assistant", "content": ""}, None, None)]
+    def opening(self, index: int) -> list[ChatCompletionChunk]:
+        """The role, exactly once for each answer: clients concatenate what comes twice."""
+        return [self._chunk(index, {"role": "assistant", "content": ""}, None, None)]
 
-    def piece(self, piece: Piece) -> ChatCompletionChunk:
+    def piece(self, index: int, piece: Piece) -> ChatCompletionChunk:
         """A chunk of text."""
-        return self._chunk({"content": piece.text}, None, self._logprobs(piece))
+        return self._chunk(index, {"content": piece.text}, None, self._logprobs(piece))
 
-    def finish(self, reason: FinishReason, stats: SpeculationStats) -> ChatCompletionChunk:
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> ChatCompletionChunk:
         """An empty delta that says why the answer ended."""
-        chunk = self._chunk({}, reason, None)
-        chunk["speculation"] = stats
+        chunk = self._chunk(index, {}, reason, None)
+        if stats is not None:
+            chunk["speculation"] = stats
         return chunk
 
     def usage(self, usage: Usage) -> ChatCompletionChunk:
@@ -85,9 +88,11 @@ class ChatShape:
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return chat_logprobs(piece.tokens, self.codec) if piece.tokens is not None else None
 
-    def _chunk(self, delta: Delta, reason: FinishReason | None, logprobs: ChatLogprobs | None) -> ChatCompletionChunk:
+    def _chunk(
+        self, index: int, delta: Delta, reason: FinishReason | None, logprobs: ChatLogprobs | None
+    ) -> ChatCompletionChunk:
         chunk = self._empty()
-        choice: ChunkChoice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         chunk["choices"] = [choice]
         return chunk
 
@@ -106,10 +111,10 @@ def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         check_prompt(prompt, max_tokens, info, "messages")
         generate = to_generate(body, prompt, max_tokens, info, body.top_logprobs_wanted, score_prompt=False)
+        wanted = several(generate, body.answers_wanted, lambda: answering.codec.stream(body.stop), None, first=0)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name
         shape = ChatShape(*identity, include_usage, answering.codec)
-        text = answering.codec.stream(body.stop)
-        return await answering.respond(request, body, generate, text, shape, echo=None)
+        return await answering.respond(request, body, wanted, len(wanted), body.logprobs, shape)
 
     return router

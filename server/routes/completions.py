@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
-from server.answering import Answering, check_prompt, to_generate
+from server.answering import Answering, Wanted, Whole, check_prompt, several, to_generate
 from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -19,7 +21,7 @@ from server.schemas.completions import (
     CompletionRequest,
 )
 from server.token_scores import completion_logprobs
-from server.worker.messages import FinishReason
+from server.worker.messages import FinishReason, WorkerInfo
 
 __all__ = ["CompletionShape", "completions_router"]
 
@@ -35,31 +37,32 @@ class CompletionShape:
     codec: TextCodec
     endpoint: Literal["completions"] = "completions"
 
-    def whole(self, piece: Piece, reason: FinishReason, usage: Usage, stats: SpeculationStats) -> Completion:
-        """The answer in one piece."""
+    def whole(self, answers: Sequence[Whole], usage: Usage, stats: SpeculationStats) -> Completion:
+        """All answers, each in one piece."""
         return {
             "id": self.id,
             "object": "text_completion",
             "created": self.created,
             "model": self.model,
             "system_fingerprint": None,
-            "choices": [self._choice(piece, reason)],
+            "choices": [self._choice(index, one.piece, one.reason) for index, one in enumerate(answers)],
             "usage": usage,
             "speculation": stats,
         }
 
-    def opening(self) -> list[CompletionChunk]:
+    def opening(self, index: int) -> list[CompletionChunk]:
         """Nothing comes before the text."""
         return []
 
-    def piece(self, piece: Piece) -> CompletionChunk:
+    def piece(self, index: int, piece: Piece) -> CompletionChunk:
         """A chunk of text."""
-        return self._chunk([self._choice(piece, None)])
+        return self._chunk([self._choice(index, piece, None)])
 
-    def finish(self, reason: FinishReason, stats: SpeculationStats) -> CompletionChunk:
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> CompletionChunk:
         """No more text, and why."""
-        chunk = self._chunk([self._choice(Piece("", None), reason)])
-        chunk["speculation"] = stats
+        chunk = self._chunk([self._choice(index, Piece("", None), reason)])
+        if stats is not None:
+            chunk["speculation"] = stats
         return chunk
 
     def usage(self, usage: Usage) -> CompletionChunk:
@@ -68,9 +71,9 @@ class CompletionShape:
         chunk["usage"] = usage
         return chunk
 
-    def _choice(self, piece: Piece, reason: FinishReason | None) -> CompletionChoice:
+    def _choice(self, index: int, piece: Piece, reason: FinishReason | None) -> CompletionChoice:
         logprobs = completion_logprobs(piece.tokens, self.codec) if piece.tokens is not None else None
-        return {"index": 0, "text": piece.text, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": reason}
 
     def _chunk(self, choices: list[CompletionChoice]) -> CompletionChunk:
         chunk: CompletionChunk = {
@@ -86,12 +89,29 @@ class CompletionShape:
         return chunk
 
 
-def _echo(body: CompletionRequest, prompt: list[int], codec: TextCodec) -> Echo:
+def _echo(prompt: str | list[int], tokens: list[int], codec: TextCodec) -> Echo:
     """The prompt as it was sent; one of token ids as the text they spell."""
     spelt = codec.stream()
-    piece = spelt.push(prompt)
-    text = body.prompt if isinstance(body.prompt, str) else piece.text + spelt.finish()
-    return Echo(text, tuple(prompt), piece.offsets)
+    piece = spelt.push(tokens)
+    text = prompt if isinstance(prompt, str) else piece.text + spelt.finish()
+    return Echo(text, tuple(tokens), piece.offsets)
+
+
+def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: TextCodec) -> list[Wanted]:
+    """All answers to all prompts, in the order of their index."""
+    wanted: list[Wanted] = []
+    # the best of several is chosen by its log-probability
+    top_logprobs = body.top_logprobs_wanted
+    top_logprobs = 0 if top_logprobs is None and body.tries > body.answers_wanted else top_logprobs
+    score_prompt = body.echo and body.top_logprobs_wanted is not None
+    for prompt in body.prompt:
+        tokens = codec.encode(prompt) if isinstance(prompt, str) else prompt
+        check_prompt(tokens, max_tokens, info, "prompt")
+        generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt)
+        echo = _echo(prompt, tokens, codec) if body.echo else None
+        stream = partial(codec.stream, body.stop, tokens)
+        wanted += several(generate, body.tries, stream, echo, first=len(wanted))
+    return wanted
 
 
 def completions_router(answering: Answering, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
@@ -103,19 +123,12 @@ def completions_router(answering: Answering, responses: dict[int | str, dict[str
         """Continue a text, streamed or in one piece."""
         answering.check_model(body.model)
         info = answering.worker.ready_info()
-        prompt = body.prompt
-        if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(answering.codec.encode, prompt)
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
-        check_prompt(prompt, max_tokens, info, "prompt")
-        top_logprobs = body.top_logprobs_wanted
-        score_prompt = body.echo and top_logprobs is not None
-        generate = to_generate(body, prompt, max_tokens, info, top_logprobs, score_prompt)
+        wanted = await asyncio.to_thread(_wanted, body, max_tokens, info, answering.codec)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("cmpl"), int(time.time()), answering.model_name
         shape = CompletionShape(*identity, include_usage, answering.codec)
-        text = answering.codec.stream(body.stop, prompt)
-        echo = await asyncio.to_thread(_echo, body, prompt, answering.codec) if body.echo else None
-        return await answering.respond(request, body, generate, text, shape, echo)
+        is_scored = body.top_logprobs_wanted is not None
+        return await answering.respond(request, body, wanted, body.answers_wanted, is_scored, shape)
 
     return router

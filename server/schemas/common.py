@@ -12,6 +12,7 @@ from medusa_core.errors import InvalidParameter, UnsupportedParameter
 
 __all__ = [
     "ACCEPTED_WITHOUT_EFFECT",
+    "MAX_ANSWERS",
     "MAX_STOPS",
     "MAX_TOP_LOGPROBS",
     "NOT_BUILT",
@@ -29,6 +30,8 @@ __all__ = [
 # OpenAI takes 4; evaluation harnesses send all stop strings of a task.
 MAX_STOPS = 16
 MAX_STOP_IDS = 1024
+# OpenAI's limit for n; here also for all answers to all prompts of a request.
+MAX_ANSWERS = 128
 # OpenAI's limit for chats; its older endpoint takes 5.
 MAX_TOP_LOGPROBS = 20
 # OpenAI takes 300; a harness that bans a whole script needs more.
@@ -58,7 +61,7 @@ TEMPLATE = NotBuilt(({},), "the chat template is the operator's choice; see --ch
 NOT_BUILT: dict[str, NotBuilt] = {
     "add_generation_prompt": NotBuilt((True,), "an answer always starts a new assistant turn; leave it out"),
     "audio": NotBuilt((), "the model reads and writes text only"),
-    "best_of": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
+    "best_of": NotBuilt((1,), "the older endpoint's; ask for n answers and choose among them"),
     "chat_template": TEMPLATE,
     "chat_template_kwargs": TEMPLATE,
     "continue_final_message": NotBuilt((False,), "an answer always starts a new assistant turn; leave it out"),
@@ -72,7 +75,6 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "guided_json": GRAMMAR,
     "guided_regex": GRAMMAR,
     "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
-    "n": NotBuilt((1,), "one answer per request is built so far; leave it out or send 1"),
     "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
     "response_format": NotBuilt(({"type": "text"},), "only text answers are built so far; leave it out"),
     "structured_outputs": GRAMMAR,
@@ -222,9 +224,15 @@ class GenerationFields(BaseModel):
         default_factory=list, max_length=MAX_STOP_IDS
     )
     ignore_eos: Flag = False
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     stream: Flag = False
     stream_options: StreamOptions | None = None
     speculation: SpeculationFields | None = None
+
+    @property
+    def answers_wanted(self) -> int:
+        """Answers to each prompt."""
+        return self.n if self.n is not None else 1
 
     @model_validator(mode="before")
     @classmethod

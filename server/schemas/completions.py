@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from medusa_core.errors import InvalidParameter, UnsupportedParameter
-from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
+from medusa_core.errors import InvalidParameter
+from server.schemas.common import INT64, MAX_ANSWERS, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -25,18 +25,21 @@ def _is_ids(value: list[Any]) -> bool:
 
 
 def _prompt(value: object) -> object:
-    """A string or a list of token ids; a list of one of either is taken for its only member."""
-    message = "must be a string or a list of token ids"
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str | list) for item in value):
-        raise UnsupportedParameter("prompt", "one prompt per request is built so far; send the others on their own")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not _is_ids(value):
-        raise ValueError(message)
+    """A string, a list of token ids, or a list of several of one kind; always a list of prompts afterwards."""
+    if isinstance(value, str) or (isinstance(value, list) and value and _is_ids(value)):
+        value = [value]
+    if not isinstance(value, list):
+        raise ValueError("must be a string, a list of token ids, or a list of several of either")
     if not value:
         raise ValueError("is empty; send some text or at least one token id")
+    if len(value) > MAX_ANSWERS:
+        raise ValueError(f"holds {len(value)} prompts, at most {MAX_ANSWERS} are taken")
+    if all(isinstance(item, str) for item in value):
+        return value
+    if not all(isinstance(item, list) and _is_ids(item) for item in value):
+        raise ValueError("holds something that is neither a string nor a list of token ids, or both kinds")
+    if not all(value):
+        raise ValueError("holds a prompt without any token id")
     return value
 
 
@@ -49,7 +52,13 @@ PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ANSWERS},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            "minItems": 1,
+            "maxItems": MAX_ANSWERS,
+        },
     ]
 }
 
@@ -57,16 +66,33 @@ PROMPT_SCHEMA = {
 class CompletionRequest(GenerationFields):
     """Continue a text."""
 
-    prompt: Annotated[str | list[int], BeforeValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
+    prompt: Annotated[list[str] | list[list[int]], BeforeValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: int | None = Field(None, ge=0, lt=INT64)
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Flag = False
+    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+
+    @model_validator(mode="after")
+    def _answers_are_bounded(self) -> Self:
+        if self.best_of is not None and self.best_of < self.answers_wanted:
+            raise InvalidParameter(f"best_of is {self.best_of}, n is {self.answers_wanted}; ask for more", "best_of")
+        if self.tries > self.answers_wanted and self.stream:
+            raise InvalidParameter("the best of several answers cannot be streamed; leave best_of out", "best_of")
+        if self.tries * len(self.prompt) > MAX_ANSWERS:
+            total = f"{len(self.prompt)} prompts with {self.tries} answers each"
+            raise InvalidParameter(f"{total} are more than {MAX_ANSWERS}; send them in parts", "prompt")
+        return self
 
     @model_validator(mode="after")
     def _something_is_asked_for(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidParameter("max_tokens is 0, which makes sense with echo only; ask for 1 or more", "max_tokens")
         return self
+
+    @property
+    def tries(self) -> int:
+        """Answers that are decoded to each prompt, of which the likeliest are sent."""
+        return self.best_of if self.best_of is not None else self.answers_wanted
 
     @property
     def top_logprobs_wanted(self) -> int | None:

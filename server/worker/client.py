@@ -10,7 +10,7 @@ import multiprocessing
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -77,20 +77,34 @@ def _rebuild(remote: RemoteError) -> MedusaError:
 
 
 class Job:
-    """One request's place in the queue, then its stream of deltas; iterate it once."""
+    """One place in the queue, then the deltas of all answers it asks for, one answer after another; iterate it once.
 
-    def __init__(self, request: Generate, client: "WorkerClient") -> None:
-        self.request = request
+    current: index of the answer that is decoded.
+    """
+
+    def __init__(self, requests: Sequence[Generate], client: "WorkerClient") -> None:
+        self.requests = tuple(requests)
+        self.current = 0
         self.stage: Stage = "queued"
         self.submitted = time.monotonic()
         self._client = client
-        self._inbox: asyncio.Queue[TokenDelta | Done | MedusaError] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[int, TokenDelta] | Done | MedusaError] = asyncio.Queue()
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+    @property
+    def request(self) -> Generate:
+        """What the worker decodes now, or will first."""
+        return self.requests[self.current]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no answer follows the current one."""
+        return self.current == len(self.requests) - 1
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         return self
 
-    async def __anext__(self) -> TokenDelta:
-        """The next delta. Raises what the worker raised, WorkerDied when it is gone."""
+    async def __anext__(self) -> tuple[int, TokenDelta]:
+        """The next delta with the index of its answer. Raises what the worker raised, WorkerDied when it is gone."""
         item = await self._inbox.get()
         if isinstance(item, MedusaError):
             raise item
@@ -102,14 +116,21 @@ class Job:
         """Hand over what the worker said; nothing after the end."""
         if self.stage == "ended":
             return
-        self._inbox.put_nowait(item)
-        is_open = isinstance(item, TokenDelta) and item.finish_reason is None
-        self.stage = "decode" if is_open else "ended"
-        if isinstance(item, TokenDelta) and not is_open:
-            self._inbox.put_nowait(Done(item.id))
+        if not isinstance(item, TokenDelta):
+            self.stage = "ended"
+            self._inbox.put_nowait(item)
+            return
+        self.stage = "decode"
+        self._inbox.put_nowait((self.current, item))
+        if item.finish_reason is not None and self.is_last:
+            self.put(Done(item.id))
+
+    def skip(self, index: int) -> None:
+        """Stop the worker before its next step of this answer; the next answer follows."""
+        self._client.skip(self, index)
 
     def cancel(self) -> None:
-        """Leave the queue, or stop the worker before its next step; nothing when the answer has ended."""
+        """Leave the queue, or stop the worker before its next step; nothing when all answers have ended."""
         self._client.cancel(self)
 
 
@@ -167,17 +188,29 @@ class WorkerClient:
             raise NotReady(f"the model cannot answer now, it is {self.state.phase}: {self.state.detail}", 5)
         return self.info
 
-    def submit(self, request: Generate) -> Job:
-        """Queue a request (its id is given here). Raises QueueFull, or NotReady while nobody can answer."""
+    def submit(self, requests: Sequence[Generate]) -> Job:
+        """Queue requests that take one place together (ids are given here).
+
+        Raises QueueFull, or NotReady while nobody can answer.
+        """
         self.ready_info()
         if self._running is not None and len(self._waiting) >= self._queue_size:
             wait_s = self._seconds_per_answer * (len(self._waiting) + 1)
             raise QueueFull(self._queue_size, min(60, max(1, math.ceil(wait_s))))
-        self._next_id += 1
-        job = Job(msgspec.structs.replace(request, id=self._next_id), self)
+        numbered = [
+            msgspec.structs.replace(request, id=number)
+            for number, request in enumerate(requests, start=self._next_id + 1)
+        ]
+        self._next_id += len(numbered)
+        job = Job(numbered, self)
         self._waiting.append(job)
         self._advance()
         return job
+
+    def skip(self, job: Job, index: int) -> None:
+        """See Job.skip."""
+        if job is self._running and job.current == index:
+            self._send(Cancel(job.request.id))
 
     def cancel(self, job: Job) -> None:
         """See Job.cancel."""
@@ -284,6 +317,11 @@ class WorkerClient:
         self._advance()
 
     def _end_running(self, item: Done | MedusaError) -> None:
+        job = self._running
+        if job is not None and job.stage != "ended" and isinstance(item, Done) and not job.is_last:
+            job.current += 1
+            self._send(job.request)
+            return
         if self._running is not None:
             self._running.put(item)
             self._running = None

@@ -46,6 +46,7 @@ class Sampling(msgspec.Struct, frozen=True):
     top_k: int | None
     min_p: float
     seed: int | None
+    choice: int
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float

@@ -98,6 +98,7 @@ class _CoreEngine:
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
                 seed=sampling.seed,
+                choice=sampling.choice,
                 repetition_penalty=sampling.repetition_penalty,
                 presence_penalty=sampling.presence_penalty,
                 frequency_penalty=sampling.frequency_penalty,

@@ -280,3 +280,30 @@ def test_scoring_a_prompt_computes_all_of_it_though_the_cache_knows_it() -> None
     assert delta.prompt.logprobs is not None
     assert len(delta.prompt.logprobs) == len(PROMPT) - 1
     assert (delta.tokens, delta.finish_reason) == ((), "length")
+
+
+def test_other_answers_to_a_prompt_compute_it_no_more_and_differ_by_their_choice() -> None:
+    backbone = MockBackbone(sharpness=0.5)
+    engine = make_engine(backbone, random_heads(backbone.lm_head))
+    sampling = [SamplingParams(temperature=1.0, seed=3, choice=choice) for choice in range(3)]
+    first = run(engine, PROMPT, sampling[0], max_tokens=9)
+
+    others = []
+    for one in sampling[1:]:
+        [begun, *rest] = engine.generate(GenerationRequest(PROMPT, one, max_tokens=9))
+        assert begun.prompt is not None
+        assert begun.prompt.cached_tokens == len(PROMPT)
+        others.append([token for delta in (begun, *rest) for token in delta.tokens])
+
+    assert others == [run(make_engine(backbone), PROMPT, one, max_tokens=9) for one in sampling[1:]]
+    assert len({tuple(answer) for answer in (first, *others)}) == 3
+
+
+def test_another_answer_to_a_prompt_that_is_gone_computes_it() -> None:
+    engine = make_engine(MockBackbone())
+    second = SamplingParams(temperature=1.0, seed=3, choice=1)
+    expected = run(make_engine(MockBackbone()), PROMPT, second, max_tokens=9)
+    run(engine, PROMPT, GREEDY, max_tokens=3)
+    run(engine, (7, 7, 7), GREEDY, max_tokens=3)
+
+    assert run(engine, PROMPT, second, max_tokens=9) == expected

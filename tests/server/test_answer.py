@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from medusa_core.text import TextCodec
-from server.answer import Answer, Echo, Piece
+from server.answer import Answer, Echo, Piece, Tally
 from server.metrics import Metrics
 from server.token_scores import ScoredToken
 from server.worker.messages import FinishReason, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
@@ -27,10 +27,14 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     return TextCodec.load(str(save_byte_level(tmp_path_factory.mktemp("tiny"))))
 
 
+def tally(metrics: Metrics) -> Tally:
+    return Tally(metrics.of_model(INFO), "tree", "chat", 0.0)
+
+
 @pytest.fixture
 def answer(codec: TextCodec) -> Callable[..., Answer]:
     def make(*stop: str) -> Answer:
-        return Answer(codec.stream(stop), Metrics("demo", 1).of_model(INFO), "tree", "chat", 0.0, None, False)
+        return Answer(codec.stream(stop), tally(Metrics("demo", 1)), None, False, None)
 
     return make
 
@@ -41,8 +45,8 @@ def test_the_stop_token_is_counted_and_not_shown(answer: Callable[..., Answer]) 
 
     assert "".join(piece.text for piece in pieces) == '!"#$%'
     assert one.finish_reason == "stop"
-    assert one.usage()["completion_tokens"] == 6
-    assert one.usage()["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert one.tally.usage()["completion_tokens"] == 6
+    assert one.tally.usage()["prompt_tokens_details"] == {"cached_tokens": 2}
 
 
 def test_a_stop_string_across_two_steps_never_leaks(answer: Callable[..., Answer]) -> None:
@@ -53,7 +57,7 @@ def test_a_stop_string_across_two_steps_never_leaks(answer: Callable[..., Answer
     assert one.finish_reason == "stop"
     assert one.rest() == Piece("", None)
     # ! " # $ % & and not the ' that came in the same step
-    assert one.usage()["completion_tokens"] == 6
+    assert one.tally.usage()["completion_tokens"] == 6
 
 
 def test_a_cut_step_counts_what_was_delivered(answer: Callable[..., Answer]) -> None:
@@ -62,7 +66,7 @@ def test_a_cut_step_counts_what_was_delivered(answer: Callable[..., Answer]) -> 
     one.take(step(3, accepted=0))
     one.take(step(4, 5, 6, 7, accepted=3))
 
-    assert one.speculation() == {
+    assert one.tally.speculation() == {
         "steps": 2,
         "tokens_per_step": 1.5,
         "acceptance_lengths": [1, 0, 1],
@@ -76,17 +80,17 @@ def test_an_answer_of_one_token_has_no_tokens_per_step(answer: Callable[..., Ans
     one = answer()
     one.take(first(2, reason="length"))
 
-    assert one.speculation()["steps"] == 0
-    assert one.speculation()["tokens_per_step"] is None
-    assert one.speculation()["acceptance_lengths"] == []
+    assert one.tally.speculation()["steps"] == 0
+    assert one.tally.speculation()["tokens_per_step"] is None
+    assert one.tally.speculation()["acceptance_lengths"] == []
 
 
 def test_an_answer_is_closed_once(codec: TextCodec) -> None:
     metrics = Metrics("demo", 1)
-    one = Answer(codec.stream(), metrics.of_model(INFO), "tree", "chat", 0.0, None, False)
+    one = Answer(codec.stream(), tally(metrics), None, False, None)
     one.take(first(2, reason="length"))
-    one.close("length")
-    one.close("abort")
+    one.tally.close("length")
+    one.tally.close("abort")
 
     assert b'finish_reason="length"' in metrics.expose()
     assert b'finish_reason="abort"' not in metrics.expose()
@@ -97,7 +101,7 @@ def score(logprob: float) -> TokenLogprobs:
 
 
 def scored(codec: TextCodec, *stop: str, echo: Echo | None = None) -> Answer:
-    return Answer(codec.stream(stop), Metrics("demo", 1).of_model(INFO), "tree", "chat", 0.0, echo, True)
+    return Answer(codec.stream(stop), tally(Metrics("demo", 1)), echo, True, None)
 
 
 def test_scores_end_where_the_answer_ends_and_skip_the_stop_token(codec: TextCodec) -> None:
@@ -122,8 +126,31 @@ def test_an_echo_comes_first_and_moves_the_offsets(codec: TextCodec) -> None:
 
 
 def test_an_echo_without_scores_is_text(codec: TextCodec) -> None:
-    one = Answer(
-        codec.stream(), Metrics("demo", 1).of_model(INFO), "tree", "completions", 0.0, Echo("#$", (4, 5), (0, 1)), False
-    )
+    one = Answer(codec.stream(), tally(Metrics("demo", 1)), Echo("#$", (4, 5), (0, 1)), False, None)
 
     assert one.take(first(2)) == Piece("#$!", None)
+    assert one.take(step(3, accepted=0)) == Piece('"', None)
+
+
+def test_a_prompt_is_paid_once_and_its_scores_serve_all_its_answers(codec: TextCodec) -> None:
+    shared, echo = tally(Metrics("demo", 1)), Echo("#$", (4, 5), (0, 1))
+    eldest = Answer(codec.stream(), shared, echo, True, None)
+    younger = Answer(codec.stream(), shared, echo, True, eldest)
+    eldest.take(TokenDelta(1, [2], PromptStats(2, 0, 0.1, [score(-7)]), None, "length", [score(-1)]))
+
+    found = younger.take(TokenDelta(2, [3], PromptStats(2, 2, 0.1, None), None, "length", [score(-2)]))
+
+    assert found.tokens == (ScoredToken(4, 0, None), ScoredToken(5, 1, score(-7)), ScoredToken(3, 2, score(-2)))
+    assert shared.usage() == {
+        "prompt_tokens": 2,
+        "completion_tokens": 2,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def test_the_likelier_answer_has_more_nats_per_token(codec: TextCodec) -> None:
+    one = scored(codec)
+    one.take(TokenDelta(1, [2, 3], PROMPT, None, "length", [score(-1), score(-2)]))
+
+    assert one.mean_logprob == -1.5

@@ -156,3 +156,18 @@ def test_no_logprobs_are_sent_unasked(server: Running) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "logprobs": False, "top_logprobs": 0}
 
     assert server.post("/v1/chat/completions", body).json()["choices"][0]["logprobs"] is None
+
+
+def test_several_answers_stream_in_the_order_of_their_index_with_a_role_each(server: Running) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 3}
+    with server.openai() as client:
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    choices = [chunk.choices[0] for chunk in chunks]
+    assert [choice.index for choice in choices] == sorted(choice.index for choice in choices)
+    assert [choice.index for choice in choices if choice.delta.role] == [0, 1, 2]
+    texts = ["".join(c.delta.content or "" for c in choices if c.index == index) for index in range(3)]
+    assert texts == [choice.message.content for choice in whole.choices]
+    with_statistics = [bool((chunk.model_extra or {}).get("speculation")) for chunk in chunks]
+    assert with_statistics == [False] * (len(chunks) - 1) + [True]

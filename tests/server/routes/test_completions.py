@@ -159,3 +159,53 @@ def test_streamed_pieces_join_to_the_echo_and_its_scores(server: Running) -> Non
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         streamed = [entry for piece in pieces if piece.logprobs for entry in getattr(piece.logprobs, name)]
         assert streamed == getattr(whole.choices[0].logprobs, name)
+
+
+def test_several_prompts_with_several_answers_are_numbered_prompt_by_prompt(server: Running) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": ["abc", "hello"], "n": 2, "max_tokens": 9}
+    with server.openai() as client:
+        whole = client.completions.create(**asked)
+        chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+
+    assert [(choice.index, choice.text) for choice in whole.choices] == [
+        (0, "abc"),
+        (1, "abc"),
+        (2, "hello"),
+        (3, "hello"),
+    ]
+    streamed = ["", "", "", ""]
+    for choice in (chunk.choices[0] for chunk in chunks[:-1]):
+        streamed[choice.index] += choice.text
+    assert streamed == [choice.text for choice in whole.choices]
+    ends = [chunk.choices[0].index for chunk in chunks[:-1] if chunk.choices[0].finish_reason is not None]
+    assert ends == [0, 1, 2, 3]
+    assert whole.usage is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    # every prompt once; every answer repeats its prompt and ends with the stop token
+    assert whole.usage.completion_tokens == 2 * (whole.usage.prompt_tokens + 2)
+
+
+def test_a_stop_string_ends_its_own_answer_only(server: Running) -> None:
+    asked = {"model": MODEL, "prompt": ["abcdefgh", "xyz"], "max_tokens": 20, "stop": "d", "ignore_eos": True}
+    answer = server.post("/v1/completions", asked).json()
+
+    assert [choice["text"] for choice in answer["choices"]] == ["abc", "xyz" * 6 + "xy"]
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop", "length"]
+
+
+def test_the_best_of_several_are_sent_and_all_are_paid(server: Running) -> None:
+    asked = {"model": MODEL, "prompt": "abc", "n": 1, "best_of": 3, "max_tokens": 2}
+    answer = server.post("/v1/completions", asked).json()
+
+    assert [choice["index"] for choice in answer["choices"]] == [0]
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] == 6
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_several_answers_take_one_place_in_the_queue(server: Running) -> None:
+    before = server.metrics().get("medusa_request_queue_time_seconds_count", 0)
+    server.post("/v1/completions", {"model": MODEL, "prompt": "abc", "n": 5, "max_tokens": 2})
+
+    assert server.metrics()["medusa_request_queue_time_seconds_count"] == before + 1

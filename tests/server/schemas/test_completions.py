@@ -1,24 +1,46 @@
 import pytest
 from pydantic import ValidationError
 
-from medusa_core.errors import UnsupportedParameter
+from medusa_core.errors import InvalidParameter
 from server.schemas.completions import CompletionRequest
 
 
+def request(**fields: object) -> CompletionRequest:
+    return CompletionRequest.model_validate({"model": "m", "prompt": "a", **fields})
+
+
 @pytest.mark.parametrize(
-    ("prompt", "taken"), [("a", "a"), ([1, 2], [1, 2]), (["a"], "a"), ([[1, 2]], [1, 2]), ("", ""), ([""], "")]
+    ("prompt", "taken"),
+    [
+        ("a", ["a"]),
+        ([1, 2], [[1, 2]]),
+        (["a"], ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([[1, 2]], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ("", [""]),
+    ],
 )
-def test_a_prompt_is_text_or_ids(prompt: object, taken: object) -> None:
-    assert CompletionRequest.model_validate({"model": "m", "prompt": prompt}).prompt == taken
+def test_prompts_are_texts_or_lists_of_ids(prompt: object, taken: object) -> None:
+    assert request(prompt=prompt).prompt == taken
 
 
-@pytest.mark.parametrize("prompt", [None, [], [[]], 1, True, {}, [1.0], [True], [None], [[[1]]], [1, "a"]])
+@pytest.mark.parametrize("prompt", [None, [], [[]], 1, True, {}, [1.0], [True], [None], [[[1]]], [1, "a"], ["a", [1]]])
 def test_anything_else_is_refused(prompt: object) -> None:
     with pytest.raises(ValidationError):
-        CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+        request(prompt=prompt)
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], ["a", [1]]])
-def test_several_prompts_are_not_built_yet(prompt: object) -> None:
-    with pytest.raises(UnsupportedParameter):
-        CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+def test_no_word_for_no_log_probabilities_is_refused() -> None:
+    assert request(logprobs=False).top_logprobs_wanted is None
+    assert request(logprobs=None).top_logprobs_wanted is None
+    assert request(logprobs=0).top_logprobs_wanted == 0
+
+
+def test_the_best_of_fewer_than_are_sent_makes_no_sense() -> None:
+    assert request(n=2, best_of=3).tries == 3
+    assert request(n=2).tries == 2
+    with pytest.raises(InvalidParameter):
+        request(n=2, best_of=1)
+    with pytest.raises(InvalidParameter):
+        request(n=1, best_of=2, stream=True)

@@ -24,7 +24,7 @@ from server.worker.messages import (
 GENERATE = Generate(
     id=1,
     prompt=[0, 2**31],
-    sampling=Sampling(0.7, 1.0, None, 0.0, 2**64 - 1, 1.1, 0.5, -0.5, [(2**31, -100.0)], 3),
+    sampling=Sampling(0.7, 1.0, None, 0.0, 2**64 - 1, 2, 1.1, 0.5, -0.5, [(2**31, -100.0)], 3),
     speculation=Speculation("auto", None, "exact", 0.09, 0.3),
     max_tokens=None,
     stop_token_ids=[],
