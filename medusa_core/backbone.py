@@ -245,6 +245,7 @@ class TransformersBackbone:
             depth=torch.tensor([0, 1, 1, 2], device=self.device),
             ancestors=torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], device=self.device).bool(),
             used=torch.ones(4, dtype=torch.bool, device=self.device),
+            source=torch.zeros(4, dtype=torch.long, device=self.device),
             max_depth=2,
         )
         with self._refusing("a trial pass failed"):

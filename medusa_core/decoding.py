@@ -124,7 +124,12 @@ def accept_and_commit(
     cache.commit(state.past, accepted.path)
     hidden = verified.forward.hidden.index_select(0, accepted.last)[0]
     counts = adjustments.count(state.counts, accepted.tokens, accepted.count)
-    return accepted, DraftState(accepted.bonus, hidden, state.past + accepted.count, counts)
+    history = state.history
+    if history is not None:
+        # what stands behind the new root is overwritten by the next step
+        places = state.past + 1 + torch.arange(accepted.tokens.shape[0], device=history.device)
+        history = history.index_copy(0, places, accepted.tokens)
+    return accepted, DraftState(accepted.bonus, hidden, state.past + accepted.count, counts, history)
 
 
 def bucket(rows: int, multiple: int = 64) -> int:

@@ -77,13 +77,13 @@ class PromptStats:
 class StepStats:
     """One verifying forward pass.
 
-    drafted:  used nodes of the tree, root not counted.
-    accepted: drafts on the accepted path, bonus not counted, before anything was cut.
+    drafted:  used nodes of the tree by who drafted them, root not counted.
+    accepted: who drafted each token of the accepted path, bonus not counted, before anything was cut.
     seconds:  from the end of the previous step to the end of this one.
     """
 
-    drafted: int
-    accepted: int
+    drafted: dict[str, int]
+    accepted: tuple[str, ...]
     seconds: float
 
 
@@ -190,7 +190,8 @@ class Engine:
             max_depth=config.max_depth,
             default_sampling=default_sampling(generation),
         )
-        engine = cls(backbone, info, config.prefill_chunk, DrafterSource(heads, temperatures, tree_nodes, device))
+        drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, device)
+        engine = cls(backbone, info, config.prefill_chunk, drafters)
         progress("warming up", 0.9)
         engine.warm_up()
         progress("ready", 1.0)
@@ -258,18 +259,20 @@ class Engine:
         if request.top_logprobs is not None:
             logprobs = to_host(logprobs_of(computed.last.logits, root, request.top_logprobs))
         scores = tuple(score for part in computed.scores for score in to_host(part)) if scored is not None else None
-        first = StepResult(root.tolist(), 0, logprobs)
+        first = StepResult(root.tolist(), {}, [], logprobs)
         now = time.perf_counter()
         yield output.emit(first, PromptStats(len(prompt), cached_tokens, now - started, scores), None)
 
         counts = adjustments.count(counts, root, torch.ones_like(past))
-        state = DraftState(root[0], computed.last.hidden[0], past, counts)
+        history = torch.zeros(cache.rows, dtype=torch.long)
+        history[: len(prompt) + 1] = torch.tensor([*prompt, *first.tokens])
+        state = DraftState(root[0], computed.last.hidden[0], past, counts, history.to(self._backbone.device))
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
-            yield output.emit(result, None, StepStats(result.drafted, len(result.tokens) - 1, now - before))
+            yield output.emit(result, None, StepStats(result.drafted, tuple(result.accepted), now - before))
 
     def _prefill(
         self, request: GenerationRequest, scored: int | None, should_stop: Callable[[], bool]

@@ -5,6 +5,7 @@ tokens up to the cut.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +66,8 @@ class Tally:
     _cached_tokens: int = 0
     _completion_tokens: int = 0
     _step_tokens: int = 0
-    _drafted: int = 0
+    _drafted: Counter[str] = field(default_factory=Counter)
+    _accepted: Counter[str] = field(default_factory=Counter)
     _decode_s: float = 0.0
     _acceptance_lengths: list[int] = field(default_factory=list)
     _last_delta: float = 0.0
@@ -83,14 +85,17 @@ class Tally:
         if delta.step is None or used == 0:
             return
         # a cut may fall inside the accepted path; the bonus is the first to go
-        accepted = min(delta.step.accepted, used)
+        accepted = Counter(delta.step.accepted[:used])
+        drafted, length = sum(delta.step.drafted.values()), accepted.total()
         self._step_tokens += used
-        self._drafted += delta.step.drafted
         self._decode_s += delta.step.seconds
-        self._acceptance_lengths.extend([0] * (accepted + 1 - len(self._acceptance_lengths)))
-        self._acceptance_lengths[accepted] += 1
-        self.metrics.count_step(self.mode, used, delta.step.drafted, accepted, gap_s)
-        self.metrics.count_source("heads", delta.step.drafted, accepted)
+        self._acceptance_lengths.extend([0] * (length + 1 - len(self._acceptance_lengths)))
+        self._acceptance_lengths[length] += 1
+        self.metrics.count_step(self.mode, used, drafted, length, gap_s)
+        self._drafted.update(delta.step.drafted)
+        self._accepted.update(accepted)
+        for source, count in delta.step.drafted.items():
+            self.metrics.count_source(source, count, accepted[source])
 
     def close(self, outcome: str) -> None:
         """Count the request once; outcome is a finish reason, abort or error."""
@@ -115,14 +120,16 @@ class Tally:
     def speculation(self) -> SpeculationStats:
         """What speculation did; the first token of an answer comes from its prompt and belongs to no step."""
         steps = sum(self._acceptance_lengths)
-        accepted = sum(length * count for length, count in enumerate(self._acceptance_lengths))
         return {
             "steps": steps,
             "tokens_per_step": round(self._step_tokens / steps, 4) if steps > 0 else None,
             "acceptance_lengths": list(self._acceptance_lengths),
-            "drafted": self._drafted,
-            "accepted": accepted,
-            "by_source": {"heads": {"drafted": self._drafted, "accepted": accepted}},
+            "drafted": self._drafted.total(),
+            "accepted": self._accepted.total(),
+            "by_source": {
+                source: {"drafted": count, "accepted": self._accepted[source]}
+                for source, count in sorted(self._drafted.items())
+            },
         }
 
 

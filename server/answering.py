@@ -308,8 +308,9 @@ class Answering:
             piece = answer.take(delta)
             if answer.finish_reason is not None:
                 piece += answer.rest()
-                job.skip(index) if index < len(answers) - 1 else job.cancel()
+                job.skip(index)
             yield index, piece
+        job.cancel()
 
     async def _collect(self, job: Job, answers: Sequence[Answer]) -> list[Whole]:
         pieces: list[list[Piece]] = [[] for _ in answers]

@@ -131,7 +131,7 @@ def make_engine(
         max_depth=8,
         default_sampling={},
     )
-    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, CPU)
+    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, CPU)
     return Engine(backbone, info, prefill_chunk, Always(drafter) if drafter is not None else made)
 
 

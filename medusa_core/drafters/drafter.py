@@ -14,16 +14,18 @@ __all__ = ["DraftState", "Drafter"]
 class DraftState:
     """All that a step needs to know of the sequence so far, on the device.
 
-    root:   [] int64, the token already decided and emitted, not yet in the cache.
-    hidden: [H], last hidden state of the last committed token.
-    past:   [] int64, committed rows, which is also the root's absolute position.
-    counts: [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
+    root:    [] int64, the token already decided and emitted, not yet in the cache.
+    hidden:  [H], last hidden state of the last committed token.
+    past:    [] int64, committed rows, which is also the root's absolute position.
+    counts:  [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
+    history: [S] int64, the token of each position up to the root's, then anything; None when no drafter reads it.
     """
 
     root: Tensor
     hidden: Tensor
     past: Tensor
     counts: Tensor | None = None
+    history: Tensor | None = None
 
 
 class Drafter(Protocol):

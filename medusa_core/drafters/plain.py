@@ -20,4 +20,4 @@ class RootOnly:
 
     def draft(self, state: DraftState) -> CandidateTree:
         """The root alone."""
-        return self._nodes.build(state.root, self._no_heads)
+        return self._nodes.build(state.root, self._no_heads, branch=None)

@@ -9,6 +9,7 @@ from torch import Tensor
 from medusa_core.config import SpeculationMode, SpeculationParams
 from medusa_core.drafters.drafter import Drafter
 from medusa_core.drafters.medusa import MedusaDrafter
+from medusa_core.drafters.merged import MergedDrafter
 from medusa_core.drafters.plain import RootOnly
 from medusa_core.heads import DraftHeads
 from medusa_core.tree import TreeTopology
@@ -27,9 +28,12 @@ class Drafters(Protocol):
 class DrafterSource:
     """The drafter for each way a request may speculate, made once per shape and kept."""
 
-    def __init__(self, heads: DraftHeads | None, temperatures: Tensor, tree_nodes: int, device: torch.device) -> None:
-        """Heads with their temperatures [K], and the most nodes a tree may have."""
-        self._heads, self._temperatures, self._tree_nodes = heads, temperatures, tree_nodes
+    def __init__(
+        self, heads: DraftHeads | None, temperatures: Tensor, tree_nodes: int, max_depth: int, device: torch.device
+    ) -> None:
+        """Heads with their temperatures [K], the most nodes a tree may have and how deep it may be."""
+        self._heads, self._temperatures = heads, temperatures
+        self._tree_nodes, self._max_depth = tree_nodes, max_depth
         self._plain = RootOnly(device)
         self._made: dict[tuple[SpeculationMode, int], Drafter] = {}
 
@@ -41,21 +45,21 @@ class DrafterSource:
             return self._plain
         key = (speculation.mode, num_nodes)
         if key not in self._made:
-            self._made[key] = _MODES[speculation.mode](self._heads, self._temperatures, num_nodes)
+            self._made[key] = _MODES[speculation.mode](self._heads, self._temperatures, num_nodes, self._max_depth)
         return self._made[key]
 
 
-def _best_nodes(heads: DraftHeads, temperatures: Tensor, num_nodes: int) -> Drafter:
-    return MedusaDrafter.best_nodes(heads, temperatures, num_nodes)
+def _tree(heads: DraftHeads, temperatures: Tensor, num_nodes: int, max_depth: int) -> Drafter:
+    return MergedDrafter.best_nodes(heads, temperatures, num_nodes, max_depth)
 
 
-def _chain(heads: DraftHeads, temperatures: Tensor, num_nodes: int) -> Drafter:
+def _chain(heads: DraftHeads, temperatures: Tensor, num_nodes: int, max_depth: int) -> Drafter:
     return MedusaDrafter.static(heads, temperatures, TreeTopology.chain(num_nodes - 1))
 
 
 # How each mode drafts with heads; `off` is the plain drafter, which needs none.
-_MODES: dict[SpeculationMode, Callable[[DraftHeads, Tensor, int], Drafter]] = {
-    "auto": _best_nodes,
-    "tree": _best_nodes,
+_MODES: dict[SpeculationMode, Callable[[DraftHeads, Tensor, int, int], Drafter]] = {
+    "auto": _tree,
+    "tree": _tree,
     "chain": _chain,
 }

@@ -8,7 +8,7 @@ from medusa_core.backbone import Backbone
 from medusa_core.decoding import accept_and_commit, bucket, draft_and_forward, logprobs_of
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
-from medusa_core.runners.runner import DecodePlan, StepResult, to_host
+from medusa_core.runners.runner import DecodePlan, StepResult, step_result
 
 __all__ = ["EagerRunner"]
 
@@ -28,11 +28,10 @@ class EagerRunner:
             visible_rows = min(self._cache.rows, bucket(needed))
             verified = draft_and_forward(self._backbone, self._cache, plan.drafter, state, visible_rows)
             accepted, state = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, state)
-            used = verified.tree.used.sum()
-            count, drafted, *tokens = torch.cat([accepted.count[None], used[None] - 1, accepted.tokens]).tolist()
-            past += count
             logprobs = None
             if plan.top_logprobs is not None:
-                path, emitted = accepted.path[:count], accepted.tokens[:count]
-                logprobs = to_host(logprobs_of(verified.forward.logits[path], emitted, plan.top_logprobs))
-            yield StepResult(tokens[:count], drafted, logprobs)
+                logits = verified.forward.logits.index_select(0, accepted.path)
+                logprobs = logprobs_of(logits, accepted.tokens, plan.top_logprobs)
+            result = step_result(accepted, verified.tree, logprobs)
+            past += len(result.tokens)
+            yield result

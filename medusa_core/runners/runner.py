@@ -1,15 +1,20 @@
 """The seam between a request's loop and the way its steps reach the device."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
-from medusa_core.acceptance import AcceptanceRule
+import torch
+
+from medusa_core.acceptance import Acceptance, AcceptanceRule
 from medusa_core.adjustments import Adjustments
 from medusa_core.decoding import Logprobs
 from medusa_core.drafters import Drafter, DraftState
+from medusa_core.tree import SOURCES, CandidateTree
 
-__all__ = ["DecodePlan", "Runner", "StepResult", "TokenLogprobs", "to_host"]
+__all__ = ["DecodePlan", "Runner", "StepResult", "TokenLogprobs", "step_result", "to_host"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,37 @@ class StepResult:
     """What one step told the host.
 
     tokens:   emitted tokens, accepted drafts then the bonus.
-    drafted:  used nodes of the tree, root not counted.
+    drafted:  used nodes of the tree by who drafted them, root not counted.
+    accepted: who drafted each accepted token.
     logprobs: one for each token, when the plan asks for them.
     """
 
     tokens: list[int]
-    drafted: int
+    drafted: dict[str, int]
+    accepted: list[str]
     logprobs: list[TokenLogprobs] | None
+
+
+def step_result(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> StepResult:
+    """A step's outcome as values, in one copy to the host.
+
+    logprobs: of the tokens along the path, as many as there are places on it.
+    """
+    parts = accepted.count[None], accepted.path, accepted.tokens, tree.used.long(), tree.source
+    (count,), path, tokens, used, source = _split(torch.cat(parts).tolist(), [part.shape[0] for part in parts])
+    names = [SOURCES[index] for index in source]
+    drafted = Counter(name for name, is_used in zip(names[1:], used[1:], strict=True) if is_used)
+    return StepResult(
+        tokens=tokens[:count],
+        drafted=dict(drafted),
+        accepted=[names[node] for node in path[1:count]],
+        logprobs=to_host(logprobs)[:count] if logprobs is not None else None,
+    )
+
+
+def _split(values: list[int], lengths: list[int]) -> list[list[int]]:
+    ends = list(accumulate(lengths))
+    return [values[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def to_host(logprobs: Logprobs) -> list[TokenLogprobs]:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -292,6 +292,7 @@ class SpeculationStats(TypedDict):
 
     tokens_per_step:    tokens emitted by steps / steps, bonus included; null when the answer needed no step.
     acceptance_lengths: how many steps accepted 0, 1, 2, ... drafts, bonus not included.
+    by_source:          drafts by who proposed them; they add up to the totals.
     """
 
     steps: int
@@ -299,4 +300,4 @@ class SpeculationStats(TypedDict):
     acceptance_lengths: list[int]
     drafted: int
     accepted: int
-    by_source: dict[Literal["heads"], SourceCounts]
+    by_source: dict[str, SourceCounts]

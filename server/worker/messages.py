@@ -162,11 +162,15 @@ class PromptStats(msgspec.Struct, frozen=True):
     logprobs: list[TokenLogprobs] | None
 
 
-class StepStats(msgspec.Struct, frozen=True):
-    """One verifying forward pass: drafts checked, drafts accepted (bonus not counted), its duration."""
+class StepStats(msgspec.Struct, frozen=True, array_like=True):
+    """One verifying forward pass and its duration.
 
-    drafted: int
-    accepted: int
+    drafted:  drafts checked, by who proposed them.
+    accepted: who proposed each accepted draft, in order; the bonus is nobody's.
+    """
+
+    drafted: dict[str, int]
+    accepted: list[str]
     seconds: float
 
 

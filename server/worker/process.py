@@ -128,7 +128,7 @@ class _CoreEngine:
                 else PromptStats(
                     prompt.prompt_tokens, prompt.cached_tokens, prompt.prefill_s, _logprobs(prompt.logprobs)
                 ),
-                step=None if step is None else StepStats(step.drafted, step.accepted, step.seconds),
+                step=None if step is None else StepStats(step.drafted, list(step.accepted), step.seconds),
                 finish_reason=delta.finish_reason,
                 logprobs=_logprobs(delta.logprobs),
             )

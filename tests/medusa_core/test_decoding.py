@@ -32,11 +32,13 @@ def answers(backbone: Backbone, sampling: SamplingParams) -> dict[str, list[int]
     oracle = Oracle(plain, len(PROMPT), backbone.vocab_size)
     bushy = TreeTopology.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
     static = MedusaDrafter.static(heads, torch.ones(heads.config.num_heads), bushy)
+    dynamic = MedusaDrafter.best_nodes(heads, torch.ones(heads.config.num_heads), 16)
     with_heads = make_engine(backbone, heads, tree_nodes=16)
     chain = SpeculationParams(mode="chain")
     return {
         "plain": plain,
-        "dynamic tree": run(with_heads, PROMPT, sampling, max_tokens=LENGTH),
+        "heads and lookup": run(with_heads, PROMPT, sampling, max_tokens=LENGTH),
+        "dynamic tree": run(make_engine(backbone, drafter=dynamic, tree_nodes=16), PROMPT, sampling, max_tokens=LENGTH),
         "chain": run(with_heads, PROMPT, sampling, max_tokens=LENGTH, speculation=chain),
         "static tree": run(make_engine(backbone, drafter=static), PROMPT, sampling, max_tokens=LENGTH),
         "oracle": run(make_engine(backbone, drafter=oracle, tree_nodes=16), PROMPT, sampling, max_tokens=LENGTH),

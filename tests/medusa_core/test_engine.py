@@ -31,7 +31,7 @@ def test_the_first_delta_tells_of_the_prompt_and_each_later_one_of_its_step() ->
     assert [len(step.tokens) for step in steps] == [4, 4, 4]
     for step in steps:
         assert step.prompt is None and step.step is not None
-        assert (step.step.drafted, step.step.accepted) == (9, 3)
+        assert (sum(step.step.drafted.values()), len(step.step.accepted)) == (9, 3)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 6, 7, 8, 9])
@@ -185,7 +185,7 @@ def test_typical_acceptance_takes_more_drafts_than_the_exact_rule() -> None:
     for rule in ("exact", "typical"):
         speculation = SpeculationParams(acceptance=rule, epsilon=0.01, delta=0.05)  # type: ignore[arg-type]
         request = GenerationRequest(PROMPT, sampling, speculation, max_tokens=60)
-        accepted[rule] = sum(delta.step.accepted for delta in engine.generate(request) if delta.step is not None)
+        accepted[rule] = sum(len(delta.step.accepted) for delta in engine.generate(request) if delta.step is not None)
 
     assert accepted["typical"] > accepted["exact"]
 
@@ -197,7 +197,7 @@ def test_the_mode_bounds_what_is_drafted(mode: str) -> None:
     speculation = SpeculationParams(mode=mode)  # type: ignore[arg-type]
     request = GenerationRequest(PROMPT, GREEDY, speculation, max_tokens=10)
 
-    drafted = {delta.step.drafted for delta in engine.generate(request) if delta.step is not None}
+    drafted = {sum(delta.step.drafted.values()) for delta in engine.generate(request) if delta.step is not None}
 
     assert drafted == {{"off": 0, "chain": 3}.get(mode, 7)}
 
@@ -207,7 +207,7 @@ def test_max_nodes_lowers_the_tree_and_never_raises_it() -> None:
     engine = make_engine(backbone, random_heads(backbone.lm_head, 3), tree_nodes=8)
     for asked, drafted in ((1, 0), (4, 3), (100, 7)):
         request = GenerationRequest(PROMPT, GREEDY, SpeculationParams(max_nodes=asked), max_tokens=6)
-        assert {d.step.drafted for d in engine.generate(request) if d.step is not None} == {drafted}
+        assert {sum(d.step.drafted.values()) for d in engine.generate(request) if d.step is not None} == {drafted}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medusa_core.tree import IMPOSSIBLE, BestNodes, CandidateTree, StaticNodes, TreeTopology, candidate_paths
+from medusa_core.tree import (
+    IMPOSSIBLE,
+    SOURCES,
+    BestNodes,
+    Branch,
+    CandidateTree,
+    StaticNodes,
+    TreeTopology,
+    candidate_paths,
+)
 from tests.cast import CPU
 
 ROOT = torch.tensor(3)
@@ -96,7 +105,7 @@ def test_a_chain_of_tokens_is_the_chain_topology(length: int) -> None:
 @given(st.integers(2, 14), st.integers(1, 3), st.integers(2, 5), st.integers(0, 10_000))
 def test_one_top_k_finds_exactly_the_best_nodes(nodes: int, heads: int, vocab: int, seed: int) -> None:
     log_probs = head_log_probs(heads, vocab, seed)
-    tree = BestNodes(nodes, heads, vocab, CPU).build(ROOT, log_probs)
+    tree = BestNodes(nodes, heads, vocab, 0, CPU).build(ROOT, log_probs, None)
 
     assert set(token_paths(tree)[1:]) == brute_force(log_probs, nodes)
 
@@ -112,7 +121,7 @@ def test_every_kept_node_keeps_its_parent_and_siblings_differ(
     nodes: int, heads: int, seed: int, sharpness: float
 ) -> None:
     """Sharpness 0 makes every token equal, 60 makes one certain: both are ties that could part child and parent."""
-    tree = BestNodes(nodes, heads, 50, CPU).build(ROOT, head_log_probs(heads, 50, seed, sharpness))
+    tree = BestNodes(nodes, heads, 50, 0, CPU).build(ROOT, head_log_probs(heads, 50, seed, sharpness), None)
 
     assert tree.num_nodes == nodes
     assert torch.equal(tree.depth[1:], tree.depth[tree.parent[1:]] + 1)
@@ -121,14 +130,73 @@ def test_every_kept_node_keeps_its_parent_and_siblings_differ(
     assert len(set(paths)) == len(paths)
 
 
+def best_with_branch(log_probs: torch.Tensor, branch: Branch, nodes: int) -> dict[tuple[int, ...], float]:
+    """The best paths among all that heads and branch propose, the slow way."""
+    heads, vocab = log_probs.shape
+    scores = {
+        path: sum(float(log_probs[depth, token]) for depth, token in enumerate(path))
+        for length in range(1, heads + 1)
+        for path in itertools.product(range(vocab), repeat=length)
+    }
+    tokens, reached = tuple(branch.tokens.tolist()), branch.log_probs.cumsum(0).tolist()
+    for depth, score in enumerate(reached, start=1):
+        scores[tokens[:depth]] = max(score, scores.get(tokens[:depth], -math.inf))
+    return dict(sorted(scores.items(), key=lambda entry: (-entry[1], len(entry[0])))[: nodes - 1])
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(2, 14), st.integers(1, 3), st.integers(2, 4), st.integers(1, 5), st.integers(0, 10_000))
+def test_a_branch_competes_with_the_heads_and_shares_nodes_with_them(
+    nodes: int, heads: int, vocab: int, depth: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = head_log_probs(heads, vocab, seed)
+    branch = Branch(torch.randint(0, vocab, (depth,), generator=generator), -2 * torch.rand(depth, generator=generator))
+
+    tree = BestNodes(nodes, heads, vocab, depth, CPU).build(ROOT, log_probs, branch)
+
+    _, *paths = itertools.compress(token_paths(tree), tree.used.tolist())
+    assert len(set(paths)) == len(paths)
+    assert set(paths) == set(best_with_branch(log_probs, branch, nodes))
+    assert torch.equal(tree.depth[tree.used][1:], tree.depth[tree.parent[tree.used]][1:] + 1)
+    assert torch.equal(tree.ancestors.sum(1) - 1, torch.where(tree.used, tree.depth, 0))
+
+
+def test_credit_goes_to_whoever_ranked_a_node_higher() -> None:
+    log_probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).log()
+    branch = Branch(torch.tensor([0, 1, 1]), torch.tensor([0.5, 0.9, 0.9]).log())
+
+    tree = BestNodes(6, 2, 3, 3, CPU).build(ROOT, log_probs, branch)
+
+    by_path = dict(zip(token_paths(tree), [SOURCES[source] for source in tree.source.tolist()], strict=True))
+    assert by_path == {
+        (): "heads",
+        (0,): "heads",
+        (1,): "heads",
+        (0, 1): "lookup",
+        (0, 2): "heads",
+        (0, 1, 1): "lookup",
+    }
+
+
+def test_an_impossible_branch_takes_no_node_from_the_heads() -> None:
+    log_probs = head_log_probs(2, 5, seed=4)
+    nothing = Branch(torch.tensor([1, 2, 3]), torch.full((3,), IMPOSSIBLE))
+
+    tree = BestNodes(7, 2, 5, 3, CPU).build(ROOT, log_probs, nothing)
+
+    assert bool(tree.used.all())
+    assert set(token_paths(tree)) == set(token_paths(BestNodes(7, 2, 5, 0, CPU).build(ROOT, log_probs, None)))
+
+
 def test_fewer_paths_than_slots_give_a_smaller_tree() -> None:
-    assert BestNodes(64, 1, 5, CPU).num_nodes == 6
+    assert BestNodes(64, 1, 5, 0, CPU).num_nodes == 6
 
 
 def test_impossible_candidates_stay_unused_and_attend_only_to_themselves() -> None:
     log_probs = torch.full((2, 6), -math.inf)
     log_probs[0, 4] = log_probs[1, 2] = 0.0
-    tree = BestNodes(8, 2, 6, CPU).build(ROOT, log_probs)
+    tree = BestNodes(8, 2, 6, 0, CPU).build(ROOT, log_probs, None)
 
     used = set(itertools.compress(token_paths(tree), tree.used.tolist()))
     assert used == {(), (4,), (4, 2)}
@@ -139,7 +207,7 @@ def test_impossible_candidates_stay_unused_and_attend_only_to_themselves() -> No
 def test_static_nodes_take_each_heads_ranks() -> None:
     log_probs = torch.tensor([[0.1, 0.5, 0.4], [0.6, 0.1, 0.3]]).log()
     topology = TreeTopology.from_paths([(0,), (1,), (1, 0), (1, 1)])
-    tree = StaticNodes(topology, CPU).build(ROOT, log_probs)
+    tree = StaticNodes(topology, CPU).build(ROOT, log_probs, None)
 
     assert token_paths(tree) == [(), (1,), (2,), (2, 0), (2, 2)]
     assert int(tree.tokens[0]) == 3

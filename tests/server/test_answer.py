@@ -15,7 +15,7 @@ PROMPT = PromptStats(5, 2, 0.1, None)
 
 
 def step(*tokens: int, accepted: int = 2, reason: FinishReason | None = None) -> TokenDelta:
-    return TokenDelta(1, list(tokens), None, StepStats(7, accepted, 0.01), reason, None)
+    return TokenDelta(1, list(tokens), None, StepStats({"heads": 7}, ["heads"] * accepted, 0.01), reason, None)
 
 
 def first(token: int, reason: FinishReason | None = None) -> TokenDelta:
@@ -76,6 +76,20 @@ def test_a_cut_step_counts_what_was_delivered(answer: Callable[..., Answer]) -> 
     }
 
 
+def test_sources_add_up_to_the_totals_also_when_a_step_is_cut(answer: Callable[..., Answer]) -> None:
+    one = answer("$")
+    one.take(first(2))
+    mixed = StepStats({"heads": 5, "lookup": 2}, ["heads", "lookup", "lookup"], 0.01)
+    one.take(TokenDelta(1, [3, 4, 5, 6], None, mixed, None, None))
+    one.take(TokenDelta(1, [7, 8], None, StepStats({"heads": 7}, ["heads"], 0.01), None, None))
+
+    found = one.tally.speculation()
+
+    # " # $ were delivered: the first and the second draft, and the third, which completed the stop string
+    assert found["by_source"] == {"heads": {"drafted": 5, "accepted": 1}, "lookup": {"drafted": 2, "accepted": 2}}
+    assert (found["drafted"], found["accepted"], found["steps"]) == (7, 3, 1)
+
+
 def test_an_answer_of_one_token_has_no_tokens_per_step(answer: Callable[..., Answer]) -> None:
     one = answer()
     one.take(first(2, reason="length"))
@@ -120,7 +134,7 @@ def test_an_echo_comes_first_and_moves_the_offsets(codec: TextCodec) -> None:
     found = one.take(TokenDelta(1, [2], prompt, None, None, [score(-1)]))
 
     assert found == Piece("#$!", (ScoredToken(4, 0, None), ScoredToken(5, 1, score(-7)), ScoredToken(2, 2, score(-1))))
-    assert one.take(TokenDelta(1, [3], None, StepStats(7, 0, 0.01), "length", [score(-2)])).tokens == (
+    assert one.take(TokenDelta(1, [3], None, StepStats({"heads": 7}, [], 0.01), "length", [score(-2)])).tokens == (
         ScoredToken(3, 3, score(-2)),
     )
 

@@ -44,7 +44,7 @@ def test_a_root_alone_emits_its_own_draw() -> None:
 
 
 def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
-    tree = BestNodes(3, 1, VOCAB, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7)
+    tree = BestNodes(3, 1, VOCAB, 0, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7, None)
     assert tree.used.tolist() == [True, True, False] or tree.used.tolist() == [True, False, False]
     wrong = int(tree.tokens[2])
 
@@ -55,7 +55,8 @@ def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
 @given(st.integers(0, 100_000), st.sampled_from([0.0, 1.0]), st.integers(2, 20))
 def test_acceptance_is_a_walk_from_the_root_along_equal_draws(seed: int, temperature: float, nodes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    tree = BestNodes(nodes, 3, 4, CPU).build(torch.tensor(1), torch.randn(3, 4, generator=generator).log_softmax(-1))
+    guesses = torch.randn(3, 4, generator=generator).log_softmax(-1)
+    tree = BestNodes(nodes, 3, 4, 0, CPU).build(torch.tensor(1), guesses, None)
     logits = torch.randn(tree.num_nodes, 4, generator=generator)
     sampler = Sampler(SamplingParams(temperature=temperature, seed=seed), CPU)
 
