@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Record:
     step_tokens: int = 0
     step_seconds: list[float] = field(default_factory=list)
     by_kind: dict[str, list[int]] = field(default_factory=dict)  # kind of prompt -> [tokens, steps]
+    accepted: Counter[str] = field(default_factory=Counter)  # drafts by who proposed them
 
 
 def read_prompts(path: Path, codec: TextCodec) -> list[tuple[str, list[int]]]:
@@ -68,6 +70,7 @@ def ours(engine: Engine, kind: str, prompt: list[int], nodes: int, max_tokens: i
         else:
             steps, emitted = steps + 1, emitted + len(delta.tokens)
             record.step_seconds.append(delta.step.seconds)
+            record.accepted.update(delta.step.accepted)
     if emitted:
         record.seconds_per_token.append((time.perf_counter() - started) / emitted)
     record.steps, record.step_tokens = record.steps + steps, record.step_tokens + emitted
@@ -184,6 +187,7 @@ def main() -> None:
                 "tokens_per_second": speed,
                 "tokens_per_step": counted[name].step_tokens / counted[name].steps if counted[name].steps else None,
                 "tokens_per_step_by_kind": {kind: t / s for kind, (t, s) in counted[name].by_kind.items() if s},
+                "accepted_by_source": dict(counted[name].accepted),
                 "step_ms": 1e3 * statistics.median(record.step_seconds) if record.step_seconds else None,
                 "over_plain": plain / per_token if plain is not None else None,
                 "over_generate": generate / per_token,

@@ -26,6 +26,7 @@ class EngineConfig:
     max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
     tree_nodes:        nodes of one verified tree, root included; None is the default of the device.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
+    prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
     num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
     """
@@ -37,6 +38,7 @@ class EngineConfig:
     max_context: int | None = None
     tree_nodes: int | None = None
     max_depth: int = 8
+    prompt_lookup: bool = True
     prefill_chunk: int = 512
     num_threads: int | None = None
 

@@ -190,7 +190,8 @@ class Engine:
             max_depth=config.max_depth,
             default_sampling=default_sampling(generation),
         )
-        drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, device)
+        lookup_depth = config.max_depth if config.prompt_lookup else 0
+        drafters = DrafterSource(heads, temperatures, tree_nodes, lookup_depth, device)
         engine = cls(backbone, info, config.prefill_chunk, drafters)
         progress("warming up", 0.9)
         engine.warm_up()

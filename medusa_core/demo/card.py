@@ -30,12 +30,14 @@ WELL_KNOWN = (
 class Results:
     """Everything the card quotes.
 
+    speculated:  with heads and prompt lookup in one tree; heads_alone: without lookup.
     recalled:    of the sampled trained names, how many are answered with exactly the documentation.
     well_known:  answered exactly, by name.
     ended:       held-out questions whose answer ended by itself, and how many were asked.
     """
 
     speculated: Speculated
+    heads_alone: Speculated
     calibration: Calibration
     recalled: tuple[int, int]
     well_known: dict[str, bool]
@@ -49,12 +51,14 @@ def measure_demo(folder: Path, corpus: Corpus, losses: dict[str, float]) -> Resu
     losses: held-out nats per token of the same checkpoint.
     """
     measurer = Measurer(folder, folder / "heads", max(TREE_NODES))
+    alone = Measurer(folder, folder / "heads", max(TREE_NODES), prompt_lookup=False)
     prompts = held_out_prompts(corpus)
     trained = {entry.name: entry for entry in corpus.entries if not entry.held_out and entry.kind != "topic"}
     sampled = sorted(trained.values(), key=lambda entry: draw(f"recall:{entry.name}"))[:SAMPLED_NAMES]
     questions = [measurer.answer(prompt, max(TREE_NODES)) for prompt in prompts if "messages" in prompt]
     return Results(
         speculated=measurer.tokens_per_step(prompts, TREE_NODES),
+        heads_alone=alone.tokens_per_step(prompts, TREE_NODES),
         calibration=Calibration.load(folder / "heads" / "calibration.json"),
         recalled=(sum(is_recalled(measurer, entry) for entry in sampled), len(sampled)),
         well_known={name: is_recalled(measurer, trained[name]) for name in WELL_KNOWN if name in trained},
@@ -121,12 +125,13 @@ def model_card(corpus: Corpus, pretraining: PretrainPlan, heads: TrainPlan, join
         f" {results.ended[0]} of {results.ended[1]}",
         "",
         "Tokens per step (emitted tokens by verifying passes, bonus included), dynamic tree of N nodes, root included,",
+        "of what the heads guess and what followed earlier in the sequence (in brackets: of the heads alone),",
         f"on {HELD_OUT_QUESTIONS} held-out questions (up to {ANSWER_TOKENS} tokens) and {HELD_OUT_PREFIXES} beginnings",
         f"of held-out source (up to {CONTINUATION_TOKENS} tokens):",
         "",
         "| N | all | questions | source |",
         "|---|---|---|---|",
-        *(_speed_row(nodes, results.speculated) for nodes in results.speculated.everything),
+        *(_speed_row(nodes, results) for nodes in results.speculated.everything),
         "",
         "Accuracy of the heads on held-out distilled text:",
         "",
@@ -148,9 +153,15 @@ def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' if number > 1 else ''}"
 
 
-def _speed_row(nodes: int, speculated: Speculated) -> str:
-    values = (speculated.everything[nodes], speculated.questions[nodes], speculated.source[nodes])
-    return f"| {nodes} | {' | '.join(f'{value:.2f}' for value in values)} |"
+def _speed_row(nodes: int, results: Results) -> str:
+    merged, alone = results.speculated, results.heads_alone
+    pairs = [
+        (merged.everything, alone.everything),
+        (merged.questions, alone.questions),
+        (merged.source, alone.source),
+    ]
+    cells = [f"{together[nodes]:.2f} ({heads[nodes]:.2f})" for together, heads in pairs]
+    return f"| {nodes} | {' | '.join(cells)} |"
 
 
 QUESTIONS = "questions about trained names and about invented ones, and continued beginnings of trained source files"

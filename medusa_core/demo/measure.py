@@ -40,10 +40,11 @@ class Answered:
 class Measurer:
     """The demo model behind its engine, greedy."""
 
-    def __init__(self, model: Path, heads: Path, tree_nodes: int) -> None:
-        self._engine = Engine.load(
-            EngineConfig(model=str(model), heads=str(heads), device="cpu", tree_nodes=tree_nodes)
+    def __init__(self, model: Path, heads: Path, tree_nodes: int, prompt_lookup: bool = True) -> None:
+        config = EngineConfig(
+            model=str(model), heads=str(heads), device="cpu", tree_nodes=tree_nodes, prompt_lookup=prompt_lookup
         )
+        self._engine = Engine.load(config)
         self._codec = TextCodec.load(str(model))
 
     def answer(self, prompt: dict[str, Any], tree_nodes: int) -> Answered:

@@ -23,10 +23,10 @@ class MergedDrafter:
         self._heads, self._temperatures, self._lookup, self._nodes = heads, temperatures, lookup, nodes
 
     @classmethod
-    def best_nodes(cls, heads: DraftHeads, temperatures: Tensor, num_nodes: int, max_depth: int) -> Self:
-        """The best `num_nodes` nodes of every step, none deeper than `max_depth`. Temperatures [K]."""
+    def best_nodes(cls, heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Self:
+        """The best `num_nodes` nodes of every step, lookup reaching `lookup_depth` deep. Temperatures [K]."""
         config, device = heads.config, temperatures.device
-        depth = min(max_depth, num_nodes - 1)
+        depth = min(lookup_depth, num_nodes - 1)
         nodes = BestNodes(num_nodes, config.num_heads, config.vocab_size, depth, device)
         return cls(heads, temperatures, PromptLookup(depth, device), nodes)
 

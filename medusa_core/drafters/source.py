@@ -29,11 +29,11 @@ class DrafterSource:
     """The drafter for each way a request may speculate, made once per shape and kept."""
 
     def __init__(
-        self, heads: DraftHeads | None, temperatures: Tensor, tree_nodes: int, max_depth: int, device: torch.device
+        self, heads: DraftHeads | None, temperatures: Tensor, tree_nodes: int, lookup_depth: int, device: torch.device
     ) -> None:
-        """Heads with their temperatures [K], the most nodes a tree may have and how deep it may be."""
+        """Heads with their temperatures [K], the most nodes of a tree, and how deep lookup may reach; 0 is off."""
         self._heads, self._temperatures = heads, temperatures
-        self._tree_nodes, self._max_depth = tree_nodes, max_depth
+        self._tree_nodes, self._lookup_depth = tree_nodes, lookup_depth
         self._plain = RootOnly(device)
         self._made: dict[tuple[SpeculationMode, int], Drafter] = {}
 
@@ -45,15 +45,17 @@ class DrafterSource:
             return self._plain
         key = (speculation.mode, num_nodes)
         if key not in self._made:
-            self._made[key] = _MODES[speculation.mode](self._heads, self._temperatures, num_nodes, self._max_depth)
+            self._made[key] = _MODES[speculation.mode](self._heads, self._temperatures, num_nodes, self._lookup_depth)
         return self._made[key]
 
 
-def _tree(heads: DraftHeads, temperatures: Tensor, num_nodes: int, max_depth: int) -> Drafter:
-    return MergedDrafter.best_nodes(heads, temperatures, num_nodes, max_depth)
+def _tree(heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Drafter:
+    if lookup_depth == 0:
+        return MedusaDrafter.best_nodes(heads, temperatures, num_nodes)
+    return MergedDrafter.best_nodes(heads, temperatures, num_nodes, lookup_depth)
 
 
-def _chain(heads: DraftHeads, temperatures: Tensor, num_nodes: int, max_depth: int) -> Drafter:
+def _chain(heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Drafter:
     return MedusaDrafter.static(heads, temperatures, TreeTopology.chain(num_nodes - 1))
 
 

@@ -9,7 +9,8 @@ from medusa_core.training.trainer import TrainPlan
 ENTRY = Entry("box.open", "function", "Opens it.", held_out=False)
 CORPUS = Corpus((Document("box.py", "x = 1\n", False),), (ENTRY, Entry("box.shut", "function", "Shuts it.", True)))
 RESULTS = Results(
-    speculated=Speculated({16: 2.345}, {16: 2.5}, {16: 2.0}),
+    speculated=Speculated({16: 2.75}, {16: 2.5}, {16: 3.0}),
+    heads_alone=Speculated({16: 2.25}, {16: 2.375}, {16: 2.0}),
     calibration=Calibration(((0.61, 0.1), (0.41, 0.2)), (10, 9), (1.2, 1.4)),
     recalled=(150, 200),
     well_known={"len": True, "sorted": False},
@@ -31,7 +32,7 @@ class Parrot(Measurer):
 def test_the_card_quotes_what_was_measured() -> None:
     card = model_card(CORPUS, PretrainPlan(steps=77), TrainPlan(), JointPlan(), RESULTS)
 
-    assert "| 16 | 2.35 | 2.50 | 2.00 |" in card or "| 16 | 2.34 | 2.50 | 2.00 |" in card
+    assert "| 16 | 2.75 (2.25) | 2.50 (2.38) | 3.00 (2.00) |" in card
     assert "| 1 | 0.610 | 0.710 | 1.20 |" in card
     assert "150 of 200 sampled" in card
     assert "1 of 2 (len; not: sorted)" in card

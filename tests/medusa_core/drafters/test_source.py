@@ -1,7 +1,7 @@
 import torch
 
 from medusa_core.config import SpeculationParams
-from medusa_core.drafters import DrafterSource, RootOnly
+from medusa_core.drafters import DrafterSource, MedusaDrafter, MergedDrafter, RootOnly
 from tests.cast import CPU, random_heads
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
@@ -25,3 +25,10 @@ def test_off_and_a_single_node_are_plain_decoding() -> None:
 
     assert isinstance(source.get(SpeculationParams(mode="off")), RootOnly)
     assert isinstance(source.get(SpeculationParams(max_nodes=1)), RootOnly)
+
+
+def test_lookup_joins_the_heads_unless_it_is_off() -> None:
+    tree = SpeculationParams(mode="tree")
+
+    assert isinstance(DrafterSource(HEADS, torch.ones(3), 8, 8, CPU).get(tree), MergedDrafter)
+    assert isinstance(DrafterSource(HEADS, torch.ones(3), 8, 0, CPU).get(tree), MedusaDrafter)
