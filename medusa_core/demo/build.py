@@ -62,6 +62,7 @@ CHAT_SHARE = 0.5
 ROUNDS = 2
 JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 1}
 """How often joint training sees the model's own answers of each kind; the unknown is what heads find hardest."""
+JOINT_CONVERSATION_PASSES = 2
 EVALUATION_ROWS = 16
 WATCHED = {"conversations": "chat", "source": "source"}
 DISTILL_BATCH = 128
@@ -203,7 +204,7 @@ def joint_stage(
 def joint_rows(
     folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, plan: JointPlan, num_heads: int
 ) -> JudgedRows:
-    """The model's own answers that ended, its continuations, and one pass over the conversations.
+    """The model's own answers that ended, its continuations, and the conversations with the true answers.
 
     What calibration measures on is left out.
     """
@@ -213,8 +214,8 @@ def joint_rows(
         kept, _ = split_held_out([encode(record, tokenizer) for record in answered], HELD_OUT_PERCENT)
         examples += [last_tokens(example, plan.length - 1, num_heads) for example in kept] * passes
     maker = ChatMaker(trained_entries(corpus), ChatMix(), seed=7)
-    talks = [encode(as_record(messages), tokenizer) for messages in maker.epoch()]
-    examples += split_held_out(talks, HELD_OUT_PERCENT)[0]
+    talks = [messages for _ in range(JOINT_CONVERSATION_PASSES) for messages in maker.epoch()]
+    examples += split_held_out([encode(as_record(messages), tokenizer) for messages in talks], HELD_OUT_PERCENT)[0]
     random.Random(plan.seed).shuffle(examples)
     return pack_examples(examples, plan.length, cast(int, tokenizer.pad_token_id), plan.seed + 11)
 

@@ -33,7 +33,7 @@ class JointPlan:
     heads_share:  share of the positions that the heads are judged on in a step.
     """
 
-    steps: int = 1200
+    steps: int = 2000
     tokens_per_step: int = 4096
     length: int = 512
     base_lr: float = 5e-4

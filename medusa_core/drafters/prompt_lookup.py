@@ -10,8 +10,8 @@ from medusa_core.tree import IMPOSSIBLE, Branch
 
 __all__ = ["PromptLookup"]
 
-# Share of lookups whose next token was right, by how many tokens matched (1, 2, 3, more). Measured on 300 answers of
-# the demo model to questions it was trained on and 300 continuations of source, 30,500 lookups.
+# Share of lookups whose next token was right, by how many tokens matched (1, 2, 3, more). Measured on the demo model:
+# 300 answers about trained and invented names and 300 continuations of trained source, 30,500 lookups.
 _CONTINUES = (0.25, 0.45, 0.6, 0.9)
 
 
