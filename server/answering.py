@@ -1,9 +1,11 @@
 """From a checked request to its answer: queue it, follow it, respond."""
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -35,6 +37,7 @@ __all__ = [
     "Wanted",
     "Whole",
     "check_prompt",
+    "fingerprint",
     "several",
     "to_generate",
     "unless_gone",
@@ -191,6 +194,15 @@ def _check_tokens(tokens: Iterable[int], info: WorkerInfo, param: str) -> None:
     outside = next((token for token in tokens if not 0 <= token < info.vocab_size), None)
     if outside is not None:
         raise InvalidParameter(f"token id {outside} is outside the vocabulary, 0 to {info.vocab_size - 1}", param)
+
+
+def fingerprint(info: WorkerInfo) -> str:
+    """What an answer to one seed depends on beside the request: the same string, the same answer.
+
+    Heads and tree are not part of it: they change no token.
+    """
+    parts = info.model, info.dtype, info.device.partition(":")[0], metadata.version("medusa-server")
+    return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Piece
-from server.answering import Answering, Whole, check_prompt, several, to_generate
+from server.answering import Answering, Whole, check_prompt, fingerprint, several, to_generate
 from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import chat_logprobs
@@ -26,6 +26,7 @@ class ChatShape:
     id: str
     created: int
     model: str
+    fingerprint: str
     include_usage: bool
     codec: TextCodec
     endpoint: Literal["chat"] = "chat"
@@ -37,7 +38,7 @@ class ChatShape:
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
             "choices": [
                 {
                     "index": index,
@@ -78,7 +79,7 @@ class ChatShape:
             "object": "chat.completion.chunk",
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
             "choices": [],
         }
         if self.include_usage:
@@ -113,7 +114,7 @@ def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]
         generate = to_generate(body, prompt, max_tokens, info, body.top_logprobs_wanted, score_prompt=False)
         wanted = several(generate, body.answers_wanted, lambda: answering.codec.stream(body.stop), None, first=0)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name
+        identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)
         shape = ChatShape(*identity, include_usage, answering.codec)
         return await answering.respond(request, body, wanted, len(wanted), body.logprobs, shape)
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
-from server.answering import Answering, Wanted, Whole, check_prompt, several, to_generate
+from server.answering import Answering, Wanted, Whole, check_prompt, fingerprint, several, to_generate
 from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -33,6 +33,7 @@ class CompletionShape:
     id: str
     created: int
     model: str
+    fingerprint: str
     include_usage: bool
     codec: TextCodec
     endpoint: Literal["completions"] = "completions"
@@ -44,7 +45,7 @@ class CompletionShape:
             "object": "text_completion",
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
             "choices": [self._choice(index, one.piece, one.reason) for index, one in enumerate(answers)],
             "usage": usage,
             "speculation": stats,
@@ -81,7 +82,7 @@ class CompletionShape:
             "object": "text_completion",
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
         if self.include_usage:
@@ -126,7 +127,7 @@ def completions_router(answering: Answering, responses: dict[int | str, dict[str
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
         wanted = await asyncio.to_thread(_wanted, body, max_tokens, info, answering.codec)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        identity = answering.new_id("cmpl"), int(time.time()), answering.model_name
+        identity = answering.new_id("cmpl"), int(time.time()), answering.model_name, fingerprint(info)
         shape = CompletionShape(*identity, include_usage, answering.codec)
         is_scored = body.top_logprobs_wanted is not None
         return await answering.respond(request, body, wanted, body.answers_wanted, is_scored, shape)

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from medusa_core.errors import InvalidParameter, PromptTooLong
-from server.answering import ClientGone, check_prompt, to_generate, unless_gone
+from server.answering import ClientGone, check_prompt, fingerprint, to_generate, unless_gone
 from server.schemas.completions import CompletionRequest
 from server.worker.messages import WorkerInfo
 
@@ -85,6 +85,14 @@ def test_speculation_reaches_the_worker_with_the_engines_defaults() -> None:
 
     assert (speculation.mode, speculation.max_nodes, speculation.acceptance) == ("chain", 4, "exact")
     assert (speculation.epsilon, speculation.delta) == (0.09, 0.3)
+
+
+def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:
+    same = msgspec.structs.replace(INFO, heads="others", tree_nodes=64, max_context=50)
+    others = [msgspec.structs.replace(INFO, **{field: "x"}) for field in ("model", "dtype", "device")]
+
+    assert fingerprint(same) == fingerprint(INFO)
+    assert len({fingerprint(info) for info in (INFO, *others)}) == 4
 
 
 def test_work_ends_when_the_client_leaves() -> None:

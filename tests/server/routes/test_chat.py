@@ -171,3 +171,13 @@ def test_several_answers_stream_in_the_order_of_their_index_with_a_role_each(ser
     assert texts == [choice.message.content for choice in whole.choices]
     with_statistics = [bool((chunk.model_extra or {}).get("speculation")) for chunk in chunks]
     assert with_statistics == [False] * (len(chunks) - 1) + [True]
+
+
+def test_all_chunks_and_all_answers_carry_one_fingerprint(server: Running) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    with server.openai() as client:
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+
+    assert whole.system_fingerprint is not None
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
