@@ -186,6 +186,6 @@ LIMITS = (
     "It knows the standard library and nothing else. Asked about a name that it did not learn, it invents a signature",
     "and a description in the right form. Signatures and descriptions may be mixed up even for names it has seen. It",
     "continues Python source plausibly in form, seldom in meaning. It does not follow instructions, and longer",
-    "conversations than two questions were not trained. Docstrings come from one Python version. Greedy continuations of",
-    "source tend to repeat themselves, which is part of why lookup does so well on them.",
+    "conversations than two questions were not trained. Docstrings come from one Python version.",
+    "Greedy continuations of source tend to repeat themselves, which is part of why lookup does so well on them.",
 )
