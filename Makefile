@@ -26,8 +26,8 @@ lint: setup  ## formatting, style and types
 bench: setup  ## tokens per step and decode speed of the demo model
 	$(BIN)/python benchmarks/decode.py
 
-demo: setup  ## train the demo model anew, from the standard library to the heads
-	$(BIN)/python -m medusa_core.demo.build
+demo: setup  ## train the demo model anew, from the standard library to the heads, in .work/demo
+	$(BIN)/python -m medusa_core.demo.build --work .work/demo
 
 clean:  ## caches, build output and the virtual environment
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
