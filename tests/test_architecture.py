@@ -33,6 +33,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"app"},
         {"routes"},
         {"answering"},
+        {"asking"},
         {"answer"},
         {"streaming", "token_scores", "worker.client", "auth"},
         {"errors", "metrics", "worker.process"},

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Piece
-from server.answering import Answering, Whole, check_prompt, fingerprint, several, to_generate
+from server.answering import Answering, Whole, fingerprint
+from server.asking import check_prompt, several, to_generate
 from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import chat_logprobs

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
-from server.answering import Answering, Wanted, Whole, check_prompt, fingerprint, several, to_generate
+from server.answering import Answering, Whole, fingerprint
+from server.asking import Wanted, check_prompt, several, to_generate
 from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,

@@ -1,13 +1,11 @@
 import asyncio
-from typing import Any
 
 import msgspec
 import pytest
 from starlette.types import Message
 
-from medusa_core.errors import InvalidParameter, PromptTooLong
-from server.answering import ClientGone, check_prompt, fingerprint, to_generate, unless_gone
-from server.schemas.completions import CompletionRequest
+from medusa_core.errors import InvalidParameter
+from server.answering import ClientGone, fingerprint, unless_gone
 from server.worker.messages import WorkerInfo
 
 INFO = WorkerInfo(
@@ -23,68 +21,6 @@ INFO = WorkerInfo(
     8,
     {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
 )
-
-
-def test_adjustments_reach_the_worker_and_default_to_the_models_or_none() -> None:
-    asked = {"logit_bias": {"5": 2, "7": -100.0}, "presence_penalty": 0.5, "frequency_penalty": -1, "min_tokens": 2**60}
-    body = CompletionRequest.model_validate({"model": "demo", "prompt": "x", **asked})
-    plain = CompletionRequest.model_validate({"model": "demo", "prompt": "x"})
-    repeats_less = msgspec.structs.replace(INFO, default_sampling={"repetition_penalty": 1.05})
-
-    sampling = to_generate(body, [2], None, INFO, None, False).sampling
-    assert sampling.logit_bias == [(5, 2.0), (7, -100.0)]
-    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -1.0, 1.0)
-    assert sampling.min_tokens == INFO.max_context
-    assert to_generate(plain, [2], None, INFO, None, False).sampling.logit_bias == []
-    assert to_generate(plain, [2], None, repeats_less, None, False).sampling.repetition_penalty == 1.05
-
-
-@pytest.mark.parametrize(
-    ("prompt", "error"),
-    [([], InvalidParameter), ([5] * 100, PromptTooLong), ([300], InvalidParameter), ([-1], InvalidParameter)],
-)
-def test_a_prompt_the_engine_would_refuse_never_waits(prompt: list[int], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        check_prompt(prompt, None, INFO, "prompt")
-
-
-def test_a_prompt_that_leaves_room_for_one_token_is_taken() -> None:
-    check_prompt([299] * 99, 10**9, INFO, "prompt")
-
-
-def body(**fields: Any) -> CompletionRequest:
-    return CompletionRequest.model_validate({"model": "m", "prompt": "p", **fields})
-
-
-def test_sampling_that_is_left_out_or_null_comes_from_the_model() -> None:
-    for sampling in (
-        to_generate(body(), [2], 5, INFO, None, False).sampling,
-        to_generate(body(temperature=None, top_p=None, top_k=None, min_p=None), [2], 5, INFO, None, False).sampling,
-    ):
-        assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.6, 0.9, 20, 0.1)
-        assert sampling.seed is None
-
-
-def test_zero_is_a_value_and_not_absence() -> None:
-    sampling = to_generate(body(temperature=0, top_p=0, top_k=0, min_p=0, seed=0), [2], 5, INFO, None, False).sampling
-
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed) == (0, 0, None, 0, 0)
-
-
-def test_a_model_without_opinions_samples_plainly() -> None:
-    plain = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, {})
-    sampling = to_generate(body(), [2], 5, plain, None, False).sampling
-
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, None, 0.0)
-
-
-def test_speculation_reaches_the_worker_with_the_engines_defaults() -> None:
-    speculation = to_generate(
-        body(speculation={"mode": "chain", "max_nodes": 4}), [2], 5, INFO, None, False
-    ).speculation
-
-    assert (speculation.mode, speculation.max_nodes, speculation.acceptance) == ("chain", 4, "exact")
-    assert (speculation.epsilon, speculation.delta) == (0.09, 0.3)
 
 
 def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:
