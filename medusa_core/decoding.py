@@ -77,14 +77,14 @@ def prefill(
     prompt: Sequence[int],
     chunk: int,
     should_stop: Callable[[], bool],
-    top_logprobs: int | None = None,
+    top_logprobs: int | None,
 ) -> Prefilled | None:
     """Compute the prompt behind the rows the cache already holds of it, in chunks of bounded memory.
 
     Extends `cache.tokens` chunk by chunk, so that what was computed stays usable when the prefill is stopped.
 
-    top_logprobs: score the prompt's own tokens, with so many alternatives; only tokens behind a computed one have
-                  a score, so the cache should hold none of the prompt.
+    top_logprobs: score the prompt's own tokens, with so many alternatives; None does not. Only tokens behind a
+                  computed one have a score, so the cache should hold none of the prompt.
 
     Returns None when `should_stop` said so between chunks.
     """

@@ -85,9 +85,9 @@ class AnswerShape(Protocol):
 
 
 def fingerprint(info: WorkerInfo) -> str:
-    """What an answer to one seed depends on beside the request: the same string, the same answer.
+    """What an answer to one seed depends on beside the request and the machine: the same string, the same answer.
 
-    Heads and tree are not part of it: they change no token.
+    Heads and tree are not part of it: under the exact rule they change no token.
     """
     parts = info.model, info.dtype, info.device.partition(":")[0], metadata.version("medusa-server")
     return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]

@@ -18,7 +18,7 @@ class DraftState:
     hidden:  [H], last hidden state of the last committed token.
     past:    [] int64, committed rows, which is also the root's absolute position.
     counts:  [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
-    history: [S] int64, the token of each position up to the root's, then anything; None when no drafter reads it.
+    history: [S] int64, the token of each position up to the root's, then anything; only lookup needs it.
     """
 
     root: Tensor

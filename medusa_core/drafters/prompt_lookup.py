@@ -20,7 +20,6 @@ class PromptLookup:
 
     def __init__(self, depth: int, device: torch.device) -> None:
         """`depth` is D, how many tokens to propose."""
-        self.depth = depth
         self._longest = len(_CONTINUES)
         self._ahead = torch.arange(depth, device=device)
         self._log_probs = torch.tensor(_CONTINUES, device=device).log()

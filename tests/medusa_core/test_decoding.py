@@ -114,7 +114,9 @@ def test_what_trees_emit_follows_the_models_distribution() -> None:
 def test_prefill_in_chunks_leaves_the_rows_of_a_prefill_in_one_piece() -> None:
     backbone = MockBackbone()
     caches = [backbone.new_cache(32), backbone.new_cache(32)]
-    results = [prefill(backbone, cache, PROMPT, chunk, never) for cache, chunk in zip(caches, (3, 100), strict=True)]
+    results = [
+        prefill(backbone, cache, PROMPT, chunk, never, None) for cache, chunk in zip(caches, (3, 100), strict=True)
+    ]
 
     assert torch.equal(caches[0].buffer, caches[1].buffer)
     assert results[0] is not None and results[1] is not None

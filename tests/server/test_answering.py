@@ -6,21 +6,7 @@ from starlette.types import Message
 
 from medusa_core.errors import InvalidParameter
 from server.answering import ClientGone, fingerprint, unless_gone
-from server.worker.messages import WorkerInfo
-
-INFO = WorkerInfo(
-    "demo",
-    "cpu",
-    "float32",
-    100,
-    300,
-    [1],
-    4,
-    None,
-    8,
-    8,
-    {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
-)
+from tests.server.worker_info import INFO
 
 
 def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:

@@ -7,20 +7,7 @@ from medusa_core.errors import InvalidParameter, PromptTooLong
 from server.asking import check_prompt, several, to_generate
 from server.schemas.completions import CompletionRequest
 from server.worker.messages import WorkerInfo
-
-INFO = WorkerInfo(
-    "demo",
-    "cpu",
-    "float32",
-    100,
-    300,
-    [1],
-    4,
-    None,
-    8,
-    8,
-    {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
-)
+from tests.server.worker_info import INFO
 
 
 def test_adjustments_reach_the_worker_and_default_to_the_models_or_none() -> None:
