@@ -94,6 +94,9 @@ def to_generate(
         ignore_eos=body.ignore_eos,
         top_logprobs=top_logprobs,
         score_prompt=score_prompt,
+        grammar=None,
+        prediction=[],
+        cache_salt=None,
     )
 
 

@@ -84,7 +84,12 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Answer this prompt; sent only while the worker is idle."""
+    """Answer this prompt; sent only while the worker is idle.
+
+    grammar:    what the answer must match, in llguidance's words; None leaves it free.
+    prediction: tokens that the client expects the answer to hold.
+    cache_salt: rows of the cache are reused between requests of equal salt only.
+    """
 
     id: int
     prompt: list[int]
@@ -95,6 +100,9 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     ignore_eos: bool
     top_logprobs: int | None
     score_prompt: bool
+    grammar: str | None
+    prediction: list[int]
+    cache_salt: str | None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

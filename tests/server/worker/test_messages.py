@@ -31,6 +31,9 @@ GENERATE = Generate(
     ignore_eos=False,
     top_logprobs=5,
     score_prompt=True,
+    grammar='{"grammars": []}',
+    prediction=[4, 5],
+    cache_salt="a",
 )
 
 

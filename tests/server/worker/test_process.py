@@ -32,7 +32,7 @@ Worker = tuple[SpawnProcess, Connection]
 def generate(number: int, seed: int | None = None) -> Generate:
     sampling = Sampling(0.0, 1.0, None, 0.0, seed, 0, 1.0, 0.0, 0.0, [], 0)
     speculation = Speculation("auto", None, "exact", 0.09, 0.3)
-    return Generate(number, list(range(2, 12)), sampling, speculation, None, [], False, None, False)
+    return Generate(number, list(range(2, 12)), sampling, speculation, None, [], False, None, False, None, [], None)
 
 
 def receive(connection: Connection) -> FromWorker:
