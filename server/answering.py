@@ -17,6 +17,7 @@ from medusa_core.errors import EngineError, MedusaError, UnknownModel
 from medusa_core.text import TextCodec
 from server.answer import Answer, Piece, Tally
 from server.asking import Wanted
+from server.auth import KEY_LABEL
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields, SpeculationStats, Usage
 from server.streaming import stream_response
@@ -152,7 +153,8 @@ class Answering:
         Nothing is sent before the first token: every refusal still has its own status.
         """
         info = self.worker.ready_info()
-        job = self.worker.submit([one.generate for one in wanted])
+        salt = request.scope.get(KEY_LABEL)
+        job = self.worker.submit([msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted])
         tally = Tally(
             metrics=self.metrics.of_model(info),
             mode=_mode_label(wanted[0].generate, info),

@@ -167,8 +167,8 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
         app.add_exception_handler(cls, refuse)
     # innermost first
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    app.add_middleware(ApiKeyGuard, key=key, on_refused=lambda error: metrics.count_rejected("auth"))
+    keys = [key.get_secret_value() for key in settings.api_key]
+    app.add_middleware(ApiKeyGuard, keys=keys, on_refused=lambda error: metrics.count_rejected("auth"))
     app.add_middleware(HttpObserver, metrics=metrics, max_body_bytes=settings.max_body_bytes)
 
     answering = Answering(worker, codec, metrics, settings.served_name, int(time.time()))

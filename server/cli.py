@@ -31,7 +31,7 @@ USAGE_ERROR, FAILURE = 2, 1
 def _setting(name: str) -> Any:
     """The command line option of a setting, described where the setting is."""
     field = Settings.model_fields[name]
-    default = "" if field.default is None else f"default {field.default}; "
+    default = "" if field.default in (None, ()) else f"default {field.default}; "
     return typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{field.description} ({default}{ENV_PREFIX}{name.upper()})",

@@ -62,7 +62,9 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     completion = {"prompt": question, "max_tokens": 64}
     path = "/v1/chat/completions" if has_chat_template else "/v1/completions"
     body = {"model": name, **(chat if has_chat_template else completion), "stream": True}
-    key = ["-H", f"Authorization: Bearer ${ENV_PREFIX}API_KEY"] if settings.api_key is not None else []
+    # of several keys in the variable the shell takes the first
+    variable = f"${{{ENV_PREFIX}API_KEY%%,*}}" if len(settings.api_key) > 1 else f"${ENV_PREFIX}API_KEY"
+    key = ["-H", f"Authorization: Bearer {variable}"] if settings.api_key else []
     words = ["curl", "-N", f"{url}{path}", "-H", "Content-Type: application/json", *key]
     # the shell must fill in the key, so that word alone is quoted with double quotes
     line = " ".join(f'"{word}"' if "$" in word else shlex.quote(word) for word in words)
@@ -74,7 +76,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
         "Tree": f"{info.tree_nodes} nodes",
         "Context": f"{info.max_context} tokens"
         + ("" if has_chat_template else "; no chat template, see --chat-template"),
-        "API key": "none needed" if settings.api_key is None else "required",
+        "API key": "required" if settings.api_key else "none needed",
     }
     lines = [f"  {label:<8} {value}" for label, value in rows.items()]
     call = f"  {line} \\\n    -d {shlex.quote(json.dumps(body))}"

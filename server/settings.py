@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -33,11 +34,27 @@ def _auto_is_none(value: object) -> object:
     return None if value == "auto" else value
 
 
+def _listed(value: object) -> object:
+    """Several values in one word, separated by commas; a configuration file may hold a list."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _no_key_is_empty(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not all(key.get_secret_value() for key in keys):
+        raise ValueError("an API key is empty; give one key, or several separated by commas")
+    return keys
+
+
 class Settings(BaseSettings):
     """Everything the operator may choose. Precedence: command line, MEDUSA_* variables, file, default."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, validate_default=False
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        validate_default=False,
+        hide_input_in_errors=True,
     )
 
     model: str = Field(
@@ -46,7 +63,10 @@ class Settings(BaseSettings):
     heads: str | None = Field(None, description="id, folder or file of the draft heads; left out: inside the model")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    api_key: SecretStr | None = Field(None, min_length=1, description="clients must send it as a bearer token")
+    # the environment's value is words, not JSON
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_no_key_is_empty)] = (
+        Field((), description="key that clients must send as a bearer token, or several separated by commas")
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto is float32 on a CPU, the checkpoint's own on CUDA"
@@ -120,7 +140,9 @@ def _one_line(error: ValidationError) -> str:
         )
     option = name.replace("_", "-")
     got = "" if name == "api_key" else f", got {first['input']!r}"
-    return f"--{option} ({ENV_PREFIX}{name.upper()}): {first['msg']}{got}"
+    # what a validator of ours raised comes back with this prefix
+    message = first["msg"].removeprefix("Value error, ")
+    return f"--{option} ({ENV_PREFIX}{name.upper()}): {message}{got}"
 
 
 def load_settings(chosen: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:

@@ -41,6 +41,7 @@ class FakeEngine:
             default_sampling={"temperature": 0.0},
         )
         self._last: list[int] = []
+        self._salt: str | None = None
 
     def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
         seed = request.sampling.seed
@@ -53,6 +54,8 @@ class FakeEngine:
                 return
             time.sleep(0.02 if seed == LONG_PREFILL else 0)
         cached = 0
+        self._last = self._last if request.cache_salt == self._salt else []
+        self._salt = request.cache_salt
         while request.prompt[:-1][cached : cached + 1] == self._last[cached : cached + 1] != []:
             cached += 1
         self._last = list(request.prompt)

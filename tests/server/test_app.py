@@ -265,3 +265,19 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
         assert [server.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
         assert [server.get(path).status_code for path in ("/", "/docs", "/v1/models")] == [401, 401, 401]
         assert server.metrics()["medusa_requests_rejected_total reason=auth"] == 4
+
+
+def cached_tokens(server: Running, key: str) -> int:
+    answer = server.post(COMPLETIONS, completion(prompt="Hello world"), headers={"authorization": f"Bearer {key}"})
+    found: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return found
+
+
+def test_nobody_can_tell_from_the_cache_what_another_key_has_asked(tmp_path: Path) -> None:
+    with running(tmp_path, api_key="sesame,sezam") as server:
+        assert cached_tokens(server, "sesame") == 0
+        assert cached_tokens(server, "sesame") > 0
+        assert cached_tokens(server, "sezam") == 0
+    with running(tmp_path, api_key="sesame") as server:
+        cached_tokens(server, "sesame")
+        assert cached_tokens(server, "sesame") > 0

@@ -1,30 +1,44 @@
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.auth import OPEN_PATHS, ApiKeyGuard
+from server.auth import KEY_LABEL, OPEN_PATHS, ApiKeyGuard
 
 
-def status(path: str, authorization: bytes | None, key: str | None = "sesame") -> int:
+class Door:
+    """A guard over an application that answers 200 and keeps the scopes it was given."""
+
+    def __init__(self, *keys: str) -> None:
+        self.scopes: list[Scope] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            self.scopes.append(scope)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        self.guard = ApiKeyGuard(app, keys, lambda error: None)
+
+    def status(self, path: str, authorization: bytes | None) -> int:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            raise AssertionError("the body was read before the key")
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [] if authorization is None else [(b"authorization", authorization)]
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        asyncio.run(self.guard(scope, receive, send))
+        found: int = sent[0]["status"]
+        return found
+
+
+def status(path: str, authorization: bytes | None, keys: Sequence[str] = ("sesame",)) -> int:
     """What a request gets; 200 stands for passed on."""
-    sent: list[Message] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def receive() -> Message:
-        raise AssertionError("the body was read before the key")
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    headers = [] if authorization is None else [(b"authorization", authorization)]
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    asyncio.run(ApiKeyGuard(app, key, lambda error: None)(scope, receive, send))
-    found: int = sent[0]["status"]
-    return found
+    return Door(*keys).status(path, authorization)
 
 
 @pytest.mark.parametrize("value", [b"Bearer sesame", b"bearer sesame", b"Bearer  sesame "])
@@ -32,11 +46,21 @@ def test_the_right_key_passes(value: bytes) -> None:
     assert status("/v1/models", value) == 200
 
 
+@pytest.mark.parametrize("key", ["sesame", "sezam", "süsam"])
+def test_any_of_several_keys_passes(key: str) -> None:
+    assert status("/v1/models", b"Bearer " + key.encode(), ("sesame", "sezam", "süsam")) == 200
+
+
 @pytest.mark.parametrize(
     "value", [None, b"", b"Bearer", b"Bearer ", b"Bearer sesam", b"Basic sesame", b"sesame", b"Bearer \xff"]
 )
-def test_anything_else_is_a_401(value: bytes | None) -> None:
-    assert status("/v1/models", value) == 401
+@pytest.mark.parametrize("keys", [("sesame",), ("sezam", "sesame")])
+def test_anything_else_is_a_401(value: bytes | None, keys: Sequence[str]) -> None:
+    assert status("/v1/models", value, keys) == 401
+
+
+def test_several_keys_at_once_are_none_of_them() -> None:
+    assert status("/v1/models", b"Bearer sesame,sezam", ("sesame", "sezam")) == 401
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/nothing", "//health", "/Health", "/health/", "/v1/../health"])
@@ -51,4 +75,25 @@ def test_probes_need_no_key(path: str) -> None:
 
 @pytest.mark.parametrize("value", [None, b"Bearer ", b"Bearer x"])
 def test_a_server_without_a_key_takes_whatever_clients_send(value: bytes | None) -> None:
-    assert status("/v1/models", value, key=None) == 200
+    assert status("/v1/models", value, ()) == 200
+
+
+def test_clients_are_told_apart_by_their_keys_and_the_keys_kept_nowhere() -> None:
+    door = Door("sesame", "sezam")
+    for key in (b"sesame", b"sezam", b"sesame"):
+        assert door.status("/v1/models", b"Bearer " + key) == 200
+    labels = [scope[KEY_LABEL] for scope in door.scopes]
+
+    assert labels[0] == labels[2] != labels[1]
+    assert not any(key in text for key in ("sesame", "sezam") for text in (*labels, str(vars(door.guard))))
+    again = Door("sesame", "sezam")
+    again.status("/v1/models", b"Bearer sesame")
+    assert again.scopes[0][KEY_LABEL] not in labels
+
+
+@pytest.mark.parametrize("keys", [(), ("sesame",)])
+def test_without_several_keys_there_is_nobody_to_tell_apart(keys: Sequence[str]) -> None:
+    door = Door(*keys)
+
+    assert door.status("/v1/models", b"Bearer sesame") == 200
+    assert KEY_LABEL not in door.scopes[0]

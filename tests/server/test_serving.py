@@ -78,7 +78,11 @@ def test_the_banner_tells_what_is_missing() -> None:
     assert "Heads    none found" in shown
     assert "no chat template" in shown
     assert '"Authorization: Bearer $MEDUSA_API_KEY"' in shown
+    assert "API key  required" in shown
     assert "sesame" not in shown
+    several = banner(Settings(model="demo", api_key="sesame,sezam"), INFO, 8000, has_chat_template=True)
+    assert '"Authorization: Bearer ${MEDUSA_API_KEY%%,*}"' in several
+    assert "API key  none needed" in banner(Settings(model="demo"), INFO, 8000, has_chat_template=True)
     assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
 
 

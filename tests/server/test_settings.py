@@ -46,7 +46,8 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
         ({"quantize": "int8"}, "--quantize int8 is not built yet"),
         ({"chat_template": "/nowhere.jinja"}, "/nowhere.jinja"),
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml"),
-        ({"api_key": ""}, "--api-key"),
+        ({"api_key": ""}, "--api-key (MEDUSA_API_KEY): an API key is empty"),
+        ({"api_key": "sesame,,sezam"}, "--api-key"),
     ],
 )
 def test_a_bad_option_is_one_line_that_names_it(chosen: dict[str, Any], named: str) -> None:
@@ -83,7 +84,35 @@ def test_a_bad_file_is_one_line_that_names_the_fault(tmp_path: Path, name: str, 
 
 
 def test_the_key_is_never_shown() -> None:
-    assert "sesame" not in repr(load_settings({"api_key": "sesame"}))
+    assert "sesame" not in repr(load_settings({"api_key": "sesame,sezam"}))
+
+
+def shown_keys(settings: Settings) -> list[str]:
+    return [key.get_secret_value() for key in settings.api_key]
+
+
+def test_several_keys_are_separated_by_commas_or_a_list_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.yaml").write_text("api_key: [sesame, 'se,zam']")
+    (tmp_path / "m.toml").write_text('api_key = "sesame"')
+
+    assert shown_keys(load_settings({})) == []
+    assert shown_keys(load_settings({"api_key": "sesame, sezam"})) == ["sesame", "sezam"]
+    assert shown_keys(load_settings({"config": str(tmp_path / "m.yaml")})) == ["sesame", "se,zam"]
+    assert shown_keys(load_settings({"config": str(tmp_path / "m.toml")})) == ["sesame"]
+    monkeypatch.setenv("MEDUSA_API_KEY", "[sesame")
+    assert shown_keys(load_settings({})) == ["[sesame"]
+
+
+@pytest.mark.parametrize("text", ["api_key: [sesame, 5]", "api_key: {sesame: 5}", "api_key: [[sesame]]", "api_key: 5"])
+def test_a_key_is_not_shown_when_it_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match="--api-key") as caught:
+        load_settings({"config": str(tmp_path / "m.yaml")})
+
+    assert "sesame" not in str(caught.value)
+    assert "sesame" not in str(caught.value.__cause__)
 
 
 def test_every_option_says_what_it_is() -> None:
