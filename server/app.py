@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -32,10 +33,11 @@ from server.streaming import let_streams_finish
 from server.worker.client import WorkerClient
 from server.worker.messages import Load
 
-__all__ = ["HttpObserver", "create_app", "create_worker", "http_config"]
+__all__ = ["BodySizeGuard", "HttpObserver", "create_app", "create_worker", "http_config"]
 
 MAX_HEADER_BYTES = 16384
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "retry-after", "x-should-retry")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 ERROR_SCHEMA = {
@@ -70,21 +72,41 @@ GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class HttpObserver:
-    """Outermost layer: request ids, arrival times, one count per exchange, and bodies that declare too much."""
+class BodySizeGuard:
+    """Refuses a body that declares too much before anything of it is read; RequestBodyLimitMiddleware counts the rest.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    on_refused: told of every refusal.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, on_refused: Callable[[BodyTooLarge], None]) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._on_refused = on_refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on or answer 413."""
+        declared = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
+        if not declared.isdecimal() or int(declared[:20]) <= self._max_body_bytes:
+            await self._app(scope, receive, send)
+            return
+        error = BodyTooLarge(self._max_body_bytes)
+        self._on_refused(error)
+        await error_response(error, {"connection": "close"})(scope, receive, send)
+
+
+class HttpObserver:
+    """Outermost layer: request ids, arrival times, one count per exchange."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the exchange on and look at it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope[ARRIVED] = time.monotonic()
         status = 500
@@ -97,13 +119,7 @@ class HttpObserver:
             await send(message)
 
         try:
-            declared = headers.get("content-length", "")
-            if declared.isdecimal() and int(declared[:20]) > self._max_body_bytes:
-                error = BodyTooLarge(self._max_body_bytes)
-                self._metrics.count_rejected("too_large")
-                await error_response(error, {"connection": "close"})(scope, receive, observed_send)
-            else:
-                await self._app(scope, receive, observed_send)
+            await self._app(scope, receive, observed_send)
         finally:
             template = getattr(scope.get("route"), "path", "unknown")
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -169,7 +185,21 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     keys = [key.get_secret_value() for key in settings.api_key]
     app.add_middleware(ApiKeyGuard, keys=keys, on_refused=lambda error: metrics.count_rejected("auth"))
-    app.add_middleware(HttpObserver, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodySizeGuard,
+        max_body_bytes=settings.max_body_bytes,
+        on_refused=lambda error: metrics.count_rejected("too_large"),
+    )
+    if settings.cors_origins:
+        # outside the guards: a preflight brings no key, and a page may only read refusals that name its origin
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    app.add_middleware(HttpObserver, metrics=metrics)
 
     answering = Answering(worker, codec, metrics, settings.served_name, int(time.time()))
     app.include_router(chat_router(answering, GENERATION_RESPONSES))

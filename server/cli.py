@@ -59,6 +59,7 @@ def serve(
     host: Annotated[Text, _setting("host")] = None,
     port: Annotated[Text, _setting("port")] = None,
     api_key: Annotated[Text, _setting("api_key")] = None,
+    cors_origins: Annotated[Text, _setting("cors_origins")] = None,
     device: Annotated[Text, _setting("device")] = None,
     dtype: Annotated[Text, _setting("dtype")] = None,
     max_context: Annotated[Text, _setting("max_context")] = None,

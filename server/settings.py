@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,9 @@ ENV_PREFIX = "MEDUSA_"
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 
+# As browsers send it: lower case and without a path, so that comparing strings is enough.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
+
 FILE_SOURCES = {".yaml": YamlConfigSettingsSource, ".yml": YamlConfigSettingsSource, ".toml": TomlConfigSettingsSource}
 
 
@@ -37,6 +41,13 @@ def _auto_is_none(value: object) -> object:
 def _listed(value: object) -> object:
     """Several values in one word, separated by commas; a configuration file may hold a list."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _origins_only(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and ORIGIN.fullmatch(origin) is None:
+            raise ValueError(f"{origin!r} is no origin; write scheme://host or scheme://host:port, or * for all")
+    return origins
 
 
 def _no_key_is_empty(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -66,6 +77,9 @@ class Settings(BaseSettings):
     # the environment's value is words, not JSON
     api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_no_key_is_empty)] = (
         Field((), description="key that clients must send as a bearer token, or several separated by commas")
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_origins_only)] = Field(
+        (), description="origins whose pages may call from a browser, separated by commas; * for any"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -3,8 +3,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.server import fake_engine
 from tests.server.running import MODEL, Running, running
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -265,6 +267,71 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
         assert [server.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
         assert [server.get(path).status_code for path in ("/", "/docs", "/v1/models")] == [401, 401, 401]
         assert server.metrics()["medusa_requests_rejected_total reason=auth"] == 4
+
+
+PAGE = "http://localhost:3000"
+PREFLIGHT = {
+    "origin": PAGE,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+}
+
+
+def preflight(server: Running, origin: str = PAGE) -> httpx.Response:
+    return httpx.options(f"{server.url}{CHAT}", headers={**PREFLIGHT, "origin": origin})
+
+
+def test_a_page_of_a_named_origin_may_ask_and_read_what_it_is_told(tmp_path: Path) -> None:
+    with running(tmp_path, api_key="sesame", cors_origins=PAGE, max_body_bytes=2048, queue_size=0) as server:
+        allowed = preflight(server)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == PAGE
+        assert "authorization" in allowed.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in allowed.headers
+
+        from_page = {"origin": PAGE, "authorization": "Bearer sesame"}
+        answers = [
+            server.post(CHAT, chat(), headers=from_page),
+            server.post(CHAT, chat(), headers={"origin": PAGE}),
+            server.post(CHAT, {**chat(), "messages": []}, headers=from_page),
+            server.post(CHAT, chat(user="x" * 4096), headers=from_page),
+        ]
+        body = {**completion(seed=fake_engine.ENDLESS, max_tokens=380), "stream": True}
+        with httpx.stream("POST", f"{server.url}{COMPLETIONS}", json=body, headers=from_page) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            answers.append(server.post(CHAT, chat(), headers=from_page))
+            assert stream.headers["access-control-allow-origin"] == PAGE
+
+        assert [answer.status_code for answer in answers] == [200, 401, 400, 413, 429]
+        for answer in answers:
+            assert answer.headers["access-control-allow-origin"] == PAGE
+            exposed = answer.headers["access-control-expose-headers"].split(", ")
+            assert {"x-request-id", "x-ignored-fields", "retry-after"} <= set(exposed)
+            assert answer.headers["x-request-id"]
+        assert server.metrics()["medusa_http_requests_total handler=unknown method=OPTIONS status=200"] == 1
+
+
+def test_a_page_of_another_origin_may_not(tmp_path: Path) -> None:
+    with running(tmp_path, cors_origins=PAGE) as server:
+        assert preflight(server, "https://evil.example").status_code == 400
+        answer = server.post(CHAT, chat(), headers={"origin": "https://evil.example"})
+
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_any_origin_may_be_allowed_without_credentials(tmp_path: Path) -> None:
+    with running(tmp_path, cors_origins="*") as server:
+        answers = [preflight(server, "null"), server.post(CHAT, chat(), headers={"origin": "null"})]
+
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_no_page_may_unless_the_operator_says_so(server: Running) -> None:
+    assert preflight(server).status_code == 405
+    assert "access-control-allow-origin" not in server.post(CHAT, chat(), headers={"origin": PAGE}).headers
 
 
 def cached_tokens(server: Running, key: str) -> int:

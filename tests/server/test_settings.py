@@ -48,6 +48,10 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml"),
         ({"api_key": ""}, "--api-key (MEDUSA_API_KEY): an API key is empty"),
         ({"api_key": "sesame,,sezam"}, "--api-key"),
+        ({"cors_origins": "http://localhost:3000/"}, "--cors-origins (MEDUSA_CORS_ORIGINS): 'http://localhost:3000/'"),
+        ({"cors_origins": "localhost"}, "'localhost' is no origin"),
+        ({"cors_origins": "https://A.example"}, "'https://A.example' is no origin"),
+        ({"cors_origins": "https://a.example,"}, "'' is no origin"),
     ],
 )
 def test_a_bad_option_is_one_line_that_names_it(chosen: dict[str, Any], named: str) -> None:
@@ -56,6 +60,21 @@ def test_a_bad_option_is_one_line_that_names_it(chosen: dict[str, Any], named: s
 
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_origins_are_separated_by_commas_or_a_list_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('cors_origins = ["https://a.example", "http://[::1]:8080"]')
+
+    assert load_settings({}).cors_origins == ()
+    assert load_settings({"cors_origins": "*"}).cors_origins == ("*",)
+    assert load_settings({"cors_origins": "app://obsidian.md, http://localhost:3000"}).cors_origins == (
+        "app://obsidian.md",
+        "http://localhost:3000",
+    )
+    assert load_settings({"config": str(tmp_path / "m.toml")}).cors_origins == (
+        "https://a.example",
+        "http://[::1]:8080",
+    )
 
 
 def test_an_unknown_variable_stops_the_start_with_the_nearest_name() -> None:
