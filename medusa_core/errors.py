@@ -9,7 +9,9 @@ MedusaError
     MissingChatTemplate     chat asked of a model that has no template
   Overloaded                try again later
     QueueFull               429
+    QueueTimeout            503, the request's time ran out before its turn came
     NotReady                503, loading or draining
+  RequestTimeout            504, the request's time ran out before its answer was complete
   CheckpointError           refuse to start
     ModelNotFound           no such folder or hub id
     UnsupportedModel        an architecture tree decoding cannot drive
@@ -34,7 +36,9 @@ __all__ = [
     "Overloaded",
     "PromptTooLong",
     "QueueFull",
+    "QueueTimeout",
     "RequestError",
+    "RequestTimeout",
     "UnknownModel",
     "UnsupportedModel",
     "UnsupportedParameter",
@@ -111,8 +115,29 @@ class QueueFull(Overloaded):
         super().__init__(f"{queue_size} requests are waiting already; retry in {retry_after_s} s", retry_after_s)
 
 
+class QueueTimeout(Overloaded):
+    """The request's time ran out while it waited for its turn."""
+
+    def __init__(self, timeout_s: float, retry_after_s: int) -> None:
+        super().__init__(
+            f"the request's turn did not come within {timeout_s:g} s; retry in {retry_after_s} s, or give it more "
+            "time with timeout_s, up to the server's --request-timeout-s",
+            retry_after_s,
+        )
+
+
 class NotReady(Overloaded):
     """The model is still loading, or the server is shutting down."""
+
+
+class RequestTimeout(MedusaError):
+    """The request's time ran out while it was answered; the same request would run out again."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"the answer was not complete within {timeout_s:g} s; ask for fewer tokens, or give it more time with "
+            "timeout_s, up to the server's --request-timeout-s"
+        )
 
 
 class CheckpointError(MedusaError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from medusa_core.errors import EngineError, MedusaError, UnknownModel
+from medusa_core.errors import EngineError, MedusaError, QueueTimeout, RequestTimeout, UnknownModel
 from medusa_core.text import TextCodec
 from server.answer import Answer, Piece, Tally
 from server.asking import Wanted
@@ -21,7 +22,8 @@ from server.auth import KEY_LABEL
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields, SpeculationStats, Usage
 from server.streaming import stream_response
-from server.worker.client import Job, WorkerClient
+from server.worker.client import WorkerClient
+from server.worker.job import Job
 from server.worker.messages import (
     FinishReason,
     Generate,
@@ -119,13 +121,17 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 @dataclass(frozen=True)
 class Answering:
-    """What the generation endpoints share: the worker, the text codec, the metrics, the served name."""
+    """What the generation endpoints share: the worker, the text codec, the metrics, the served name.
+
+    timeout_s: seconds a request may take from its arrival to its last token.
+    """
 
     worker: WorkerClient
     codec: TextCodec
     metrics: Metrics
     model_name: str
     created: int
+    timeout_s: float
 
     def check_model(self, name: str) -> None:
         """Raises UnknownModel."""
@@ -154,12 +160,15 @@ class Answering:
         """
         info = self.worker.ready_info()
         salt = request.scope.get(KEY_LABEL)
-        job = self.worker.submit([msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted])
+        arrived = request.scope.get(ARRIVED, time.monotonic())
+        timeout_s = min(self.timeout_s, body.timeout_s) if body.timeout_s is not None else self.timeout_s
+        generates = [msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted]
+        job = self.worker.submit(generates, arrived, timeout_s)
         tally = Tally(
             metrics=self.metrics.of_model(info),
             mode=_mode_label(wanted[0].generate, info),
             endpoint=shape.endpoint,
-            arrived=request.scope.get(ARRIVED, job.submitted),
+            arrived=arrived,
         )
         answers: list[Answer] = []
         for index, one in enumerate(wanted):
@@ -180,8 +189,8 @@ class Answering:
             return stream_response(chunks, lambda: self._release(job, tally), headers)
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except MedusaError:
-            tally.close("error")
+        except MedusaError as error:
+            tally.close(_outcome(error))
             raise
         finally:
             if not is_streaming:
@@ -244,8 +253,8 @@ class Answering:
                     yield shape.piece(index, piece)
                 if reason is not None:
                     yield shape.finish(index, reason, tally.speculation() if is_last else None)
-        except MedusaError:
-            tally.close("error")
+        except MedusaError as error:
+            tally.close(_outcome(error))
             raise
         if include_usage:
             yield shape.usage(tally.usage())
@@ -283,6 +292,11 @@ async def _next(job: Job) -> tuple[int, TokenDelta]:
         return await anext(job)
     except StopAsyncIteration:
         raise EngineError("the engine ended the answer without a reason") from None
+
+
+def _outcome(error: MedusaError) -> str:
+    """Label of medusa_requests_total for a request that an error ended."""
+    return "timeout" if isinstance(error, QueueTimeout | RequestTimeout) else "error"
 
 
 def _reason(answer: Answer) -> FinishReason:

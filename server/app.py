@@ -201,7 +201,8 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
         )
     app.add_middleware(HttpObserver, metrics=metrics)
 
-    answering = Answering(worker, codec, metrics, settings.served_name, int(time.time()))
+    created, timeout_s = int(time.time()), settings.request_timeout_s
+    answering = Answering(worker, codec, metrics, settings.served_name, created, timeout_s)
     app.include_router(chat_router(answering, GENERATION_RESPONSES))
     app.include_router(completions_router(answering, GENERATION_RESPONSES))
     app.include_router(models_router(answering))

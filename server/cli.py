@@ -70,6 +70,7 @@ def serve(
     threads: Annotated[Text, _setting("threads")] = None,
     chat_template: Annotated[Text, _setting("chat_template")] = None,
     max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,
+    request_timeout_s: Annotated[Text, _setting("request_timeout_s")] = None,
     shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,
     log_level: Annotated[Text, _setting("log_level")] = None,
     config: Annotated[Text, _setting("config")] = None,

@@ -23,7 +23,9 @@ from medusa_core.errors import (
     Overloaded,
     PromptTooLong,
     QueueFull,
+    QueueTimeout,
     RequestError,
+    RequestTimeout,
     UnknownModel,
     UnsupportedModel,
     UnsupportedParameter,
@@ -72,7 +74,9 @@ PROBLEMS: dict[type[Exception], Problem] = {
     BodyTooLarge: Problem(413, INVALID, "request_too_large", "too_large"),
     Overloaded: Problem(503, "server_error", "overloaded", "draining"),
     QueueFull: Problem(429, "rate_limit_error", "queue_full", "queue_full"),
+    QueueTimeout: Problem(503, "server_error", "deadline_exceeded_in_queue"),
     NotReady: Problem(503, "server_error", "not_ready", "draining"),
+    RequestTimeout: Problem(504, "server_error", "deadline_exceeded"),
     CheckpointError: Problem(503, "server_error", "model_not_loaded"),
     ModelNotFound: Problem(503, "server_error", "model_not_loaded"),
     UnsupportedModel: Problem(503, "server_error", "model_not_loaded"),
@@ -160,6 +164,9 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
     sent = dict(headers) if headers is not None else {}
     if isinstance(error, Overloaded):
         sent["retry-after"] = str(error.retry_after_s)
+    elif isinstance(error, RequestTimeout):
+        # clients would ask twice more by themselves, and wait as long each time
+        sent["x-should-retry"] = "false"
     elif isinstance(error, InvalidApiKey):
         sent["www-authenticate"] = "Bearer"
     elif isinstance(error, HTTPException) and error.headers is not None:

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
+    request_timeout_s: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="seconds a request may take, waiting included"
+    )
     shutdown_timeout_s: int = Field(30, ge=1, description="seconds running answers may take to end at SIGTERM")
     log_level: LogLevel = Field("info", description="critical, error, warning, info or debug")
     config: Path | None = Field(None, description="YAML or TOML file with any of these options")

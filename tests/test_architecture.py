@@ -23,7 +23,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"backbone", "acceptance"},
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads"},
-        {"sampling", "tree", "calibration", "text"},
+        {"sampling", "tree", "calibration", "text", "constraints"},
         {"config", "chat_templates", "detokenizer", "token_bytes"},
         {"errors"},
     ],
@@ -36,7 +36,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"asking"},
         {"answer"},
         {"streaming", "token_scores", "worker.client", "auth"},
-        {"errors", "metrics", "worker.process"},
+        {"errors", "metrics", "worker.job", "worker.process"},
         {"schemas", "settings", "worker.messages"},
     ],
 }
@@ -315,7 +315,7 @@ def readme_tree() -> set[str]:
 
 def real_tree() -> set[str]:
     """Top-level entries and, of the two packages, every module and folder."""
-    hidden = {".git", ".venv", ".work", "build", "dist"}
+    hidden = {".git", ".venv", ".venv-clients", ".work", "build", "dist"}
 
     def entries(folder: Path) -> Iterator[Path]:
         for entry in folder.iterdir():

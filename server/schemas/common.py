@@ -228,6 +228,7 @@ class GenerationFields(BaseModel):
     stream: Flag = False
     stream_options: StreamOptions | None = None
     speculation: SpeculationFields | None = None
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @property
     def answers_wanted(self) -> int:

@@ -10,7 +10,7 @@ import multiprocessing
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -19,8 +19,18 @@ from typing import Literal
 import msgspec
 
 from medusa_core import errors
-from medusa_core.errors import EngineError, MedusaError, NotReady, QueueFull, RequestError, WorkerDied
+from medusa_core.errors import (
+    EngineError,
+    MedusaError,
+    NotReady,
+    QueueFull,
+    QueueTimeout,
+    RequestError,
+    RequestTimeout,
+    WorkerDied,
+)
 from server.metrics import Metrics
+from server.worker.job import Job
 from server.worker.messages import (
     Cancel,
     Done,
@@ -41,7 +51,7 @@ from server.worker.messages import (
 )
 from server.worker.process import run
 
-__all__ = ["ENGINE_FACTORY", "Job", "Stage", "WorkerClient", "WorkerState"]
+__all__ = ["ENGINE_FACTORY", "WorkerClient", "WorkerState"]
 
 logger = logging.getLogger("medusa.worker")
 
@@ -49,8 +59,6 @@ ENGINE_FACTORY = "server.worker.process:load_engine"
 LONGEST_BACKOFF_S = 30
 # A worker that is told to end finishes its step first; one that loads or hangs is ended by force.
 STOP_TIMEOUT_S = 5.0
-
-Stage = Literal["queued", "prefill", "decode", "ended"]
 
 
 @dataclass(frozen=True)
@@ -74,64 +82,6 @@ def _rebuild(remote: RemoteError) -> MedusaError:
     if isinstance(error, RequestError):
         error.param = remote.param
     return error
-
-
-class Job:
-    """One place in the queue, then the deltas of all answers it asks for, one answer after another; iterate it once.
-
-    current: index of the answer that is decoded.
-    """
-
-    def __init__(self, requests: Sequence[Generate], client: "WorkerClient") -> None:
-        self.requests = tuple(requests)
-        self.current = 0
-        self.stage: Stage = "queued"
-        self.submitted = time.monotonic()
-        self._client = client
-        self._inbox: asyncio.Queue[tuple[int, TokenDelta] | Done | MedusaError] = asyncio.Queue()
-
-    @property
-    def request(self) -> Generate:
-        """What the worker decodes now, or will first."""
-        return self.requests[self.current]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no answer follows the current one."""
-        return self.current == len(self.requests) - 1
-
-    def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
-        return self
-
-    async def __anext__(self) -> tuple[int, TokenDelta]:
-        """The next delta with the index of its answer. Raises what the worker raised, WorkerDied when it is gone."""
-        item = await self._inbox.get()
-        if isinstance(item, MedusaError):
-            raise item
-        if isinstance(item, Done):
-            raise StopAsyncIteration
-        return item
-
-    def put(self, item: TokenDelta | Done | MedusaError) -> None:
-        """Hand over what the worker said; nothing after the end."""
-        if self.stage == "ended":
-            return
-        if not isinstance(item, TokenDelta):
-            self.stage = "ended"
-            self._inbox.put_nowait(item)
-            return
-        self.stage = "decode"
-        self._inbox.put_nowait((self.current, item))
-        if item.finish_reason is not None and self.is_last:
-            self.put(Done(item.id))
-
-    def skip(self, index: int) -> None:
-        """Stop the worker before its next step of this answer; the next answer follows."""
-        self._client.skip(self, index)
-
-    def cancel(self) -> None:
-        """Leave the queue, or stop the worker before its next step; nothing when all answers have ended."""
-        self._client.cancel(self)
 
 
 class WorkerClient:
@@ -188,21 +138,25 @@ class WorkerClient:
             raise NotReady(f"the model cannot answer now, it is {self.state.phase}: {self.state.detail}", 5)
         return self.info
 
-    def submit(self, requests: Sequence[Generate]) -> Job:
+    def submit(self, requests: Sequence[Generate], arrived: float, timeout_s: float) -> Job:
         """Queue requests that take one place together (ids are given here).
+
+        arrived:   monotonic time of the request.
+        timeout_s: when this has passed since then the job ends with an error, wherever it is.
 
         Raises QueueFull, or NotReady while nobody can answer.
         """
         self.ready_info()
         if self._running is not None and len(self._waiting) >= self._queue_size:
-            wait_s = self._seconds_per_answer * (len(self._waiting) + 1)
-            raise QueueFull(self._queue_size, min(60, max(1, math.ceil(wait_s))))
+            raise QueueFull(self._queue_size, self._retry_after_s())
         numbered = [
             msgspec.structs.replace(request, id=number)
             for number, request in enumerate(requests, start=self._next_id + 1)
         ]
         self._next_id += len(numbered)
         job = Job(numbered, self)
+        left_s = max(0.0, arrived + timeout_s - time.monotonic())
+        job.timer = asyncio.get_running_loop().call_later(left_s, self._expire, job, timeout_s)
         self._waiting.append(job)
         self._advance()
         return job
@@ -214,14 +168,25 @@ class WorkerClient:
 
     def cancel(self, job: Job) -> None:
         """See Job.cancel."""
-        if job.stage == "ended":
-            return
-        job.put(Done(job.request.id))
+        if job.stage != "ended":
+            self._end(job, Done(job.request.id))
+
+    def _expire(self, job: Job, timeout_s: float) -> None:
+        is_queued = job.stage == "queued"
+        self._end(job, QueueTimeout(timeout_s, self._retry_after_s()) if is_queued else RequestTimeout(timeout_s))
+
+    def _end(self, job: Job, item: Done | MedusaError) -> None:
+        """End a job that has not ended: it leaves the queue, or the worker stops before its next step."""
+        job.put(item)
         if job is self._running:
             self._send(Cancel(job.request.id))
         elif job in self._waiting:
             self._waiting.remove(job)
         self._update_gauges()
+
+    def _retry_after_s(self) -> int:
+        """When the requests that wait now may have been answered."""
+        return min(60, max(1, math.ceil(self._seconds_per_answer * (len(self._waiting) + 1))))
 
     def drain(self, timeout_s: float) -> None:
         """Refuse new requests; what still runs after timeout_s ends with an error."""

@@ -30,6 +30,8 @@ def test_the_list_of_errors_is_complete() -> None:
         (errors.MissingChatTemplate("x"), 400, "missing_chat_template"),
         (errors.QueueFull(3, 7), 429, "queue_full"),
         (errors.NotReady("loading", 5), 503, "not_ready"),
+        (errors.QueueTimeout(2.5, 7), 503, "deadline_exceeded_in_queue"),
+        (errors.RequestTimeout(2.5), 504, "deadline_exceeded"),
         (errors.EngineError("x"), 500, None),
         (errors.WorkerDied("x"), 500, "worker_died"),
         (InvalidApiKey("x"), 401, "invalid_api_key"),
@@ -53,6 +55,12 @@ def test_a_subclass_without_a_row_is_its_parent() -> None:
 
 def test_overload_says_when_to_come_back() -> None:
     assert error_response(errors.QueueFull(3, 7)).headers["retry-after"] == "7"
+    assert error_response(errors.QueueTimeout(2.5, 7)).headers["retry-after"] == "7"
+
+
+def test_what_would_take_too_long_again_is_not_to_be_tried_again() -> None:
+    assert error_response(errors.RequestTimeout(2.5)).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in error_response(errors.QueueTimeout(2.5, 7)).headers
 
 
 def test_a_bug_tells_the_client_nothing_of_itself() -> None:

@@ -49,6 +49,8 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
         ({"api_key": ""}, "--api-key (MEDUSA_API_KEY): an API key is empty"),
         ({"api_key": "sesame,,sezam"}, "--api-key"),
         ({"cors_origins": "http://localhost:3000/"}, "--cors-origins (MEDUSA_CORS_ORIGINS): 'http://localhost:3000/'"),
+        ({"request_timeout_s": "0"}, "--request-timeout-s"),
+        ({"request_timeout_s": "inf"}, "--request-timeout-s"),
         ({"cors_origins": "localhost"}, "'localhost' is no origin"),
         ({"cors_origins": "https://A.example"}, "'https://A.example' is no origin"),
         ({"cors_origins": "https://a.example,"}, "'' is no origin"),

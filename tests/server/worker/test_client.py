@@ -100,6 +100,59 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(one_seat: Running) ->
     assert one_seat.metrics()["medusa_requests_total endpoint=completions finish_reason=stop"] == 1
 
 
+TIMED_OUT = "medusa_requests_total endpoint=completions finish_reason=timeout"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_request_whose_turn_does_not_come_in_time_loses_its_place(one_seat: Running, is_streaming: bool) -> None:
+    with busy(one_seat) as lines:
+        refused = one_seat.post("/v1/completions", {**ENDLESS, "timeout_s": 0.2, "stream": is_streaming})
+
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "deadline_exceeded_in_queue"
+        assert int(refused.headers["retry-after"]) >= 1
+        metrics = one_seat.metrics()
+        assert (metrics["medusa_num_requests_waiting"], metrics[TIMED_OUT]) == (0, 1)
+        assert next(lines) is not None
+
+
+@pytest.mark.parametrize("seed", [fake_engine.ENDLESS, fake_engine.LONG_PREFILL])
+def test_an_answer_that_takes_too_long_frees_the_worker_and_is_not_to_be_asked_for_again(
+    one_seat: Running, seed: int
+) -> None:
+    refused = one_seat.post("/v1/completions", {**ENDLESS, "seed": seed, "timeout_s": 0.3})
+
+    assert refused.status_code == 504
+    assert refused.json()["error"]["code"] == "deadline_exceeded"
+    assert "0.3 s" in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false"
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=1)
+    metrics = one_seat.metrics()
+    assert metrics[TIMED_OUT] == 1
+    assert "medusa_requests_cancelled_total stage=decode" not in metrics
+    assert one_seat.post("/v1/completions", {"model": MODEL, "prompt": "Hello"}).status_code == 200
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(one_seat: Running) -> None:
+    answer = one_seat.post("/v1/completions", {**ENDLESS, "n": 2, "timeout_s": 0.3, "stream": True})
+    *pieces, error, done = [line for line in answer.text.split("\n") if line]
+
+    assert answer.status_code == 200
+    assert len(pieces) > 1
+    assert '"code":"deadline_exceeded"' in error
+    assert done == "data: [DONE]"
+    one_seat.wait_for("medusa_num_requests_running", 0, within_s=1)
+    assert one_seat.metrics()[TIMED_OUT] == 1
+
+
+def test_a_request_can_only_shorten_the_time_it_is_given(tmp_path: Path) -> None:
+    with running(tmp_path, request_timeout_s=0.3) as server:
+        for asked in ({}, {"timeout_s": None}, {"timeout_s": 1e9}):
+            assert server.post("/v1/completions", {**ENDLESS, **asked}).status_code == 504
+        quick = {"model": MODEL, "prompt": "Hello", "timeout_s": 1e9}
+        assert server.post("/v1/completions", quick).status_code == 200
+
+
 def test_other_routes_answer_while_the_worker_is_busy(one_seat: Running) -> None:
     with busy(one_seat):
         began = time.monotonic()
