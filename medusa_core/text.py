@@ -16,7 +16,15 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from medusa_core.chat_templates import known_template
 from medusa_core.config import model_location
 from medusa_core.detokenizer import TextPiece, TextStream
-from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, MissingChatTemplate, ModelNotFound
+from medusa_core.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InvalidParameter,
+    MissingChatTemplate,
+    ModelNotFound,
+    UnsupportedParameter,
+)
+from medusa_core.infill import INFILL_FORMATS, PREFIX, InfillFormat
 from medusa_core.token_bytes import TokenBytes
 
 __all__ = ["TextCodec", "TextPiece", "TextStream"]
@@ -32,8 +40,18 @@ SENTENCEPIECE_TOKENIZERS: dict[str, Any] = {
     "LlamaTokenizerFast": LlamaTokenizer,
 }
 
+# Ids are 32 bits wide.
+MAX_TOKEN_ID = 2**32
+
 # What a template raises on messages it was not written for, besides jinja's own errors.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+# A template may quote the messages in what it raises.
+MAX_REASON = 300
+
+# A character of its own in every tokenizer: what follows it is no first word, so no space is put before it.
+JOINER = "☺"
+
+TemplateArgument = str | int | float | bool
 
 
 class TextCodec:
@@ -50,6 +68,7 @@ class TextCodec:
         self._token_bytes = TokenBytes(self._backend)
         first = self._backend.encode("a").ids[:1]
         self._added_bos = first if first == [tokenizer.bos_token_id] else []
+        self._infill = self._find_infill()
 
     @classmethod
     def load(cls, model: str, chat_template_file: Path | None = None) -> "TextCodec":
@@ -78,37 +97,98 @@ class TextCodec:
         return len(self._tokenizer)
 
     @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as its own library writes it, for grammars."""
+        return self._backend.to_str()
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` can be used."""
         return self._chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with the special tokens that the tokenizer itself adds (BOS where it adds one).
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text, with the special tokens that the tokenizer itself adds (BOS where it adds one) unless told.
 
         Raises InvalidParameter for lone surrogates, which JSON can carry and UTF-8 cannot.
         """
         _check_unicode(text, "prompt")
-        return self._backend.encode(text).ids
+        return self._ids(text, add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids of a conversation up to where the assistant's next answer begins; BOS stands at the front once.
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_arguments: Mapping[str, TemplateArgument] | None = None,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """Ids of a conversation as the model's template writes it.
+
+        messages:               in OpenAI's shape; the arguments of a tool call are JSON text.
+        tools:                  what the model may call, in OpenAI's shape; none and an empty list are the same.
+        add_generation_prompt:  end where the assistant's next answer begins.
+        continue_final_message: leave the last message open instead, so that the answer goes on with it.
+        template_arguments:     variables for the template, such as enable_thinking; those it does not know do nothing.
+        add_special_tokens:     also add those that the tokenizer adds to any text. Without it BOS stands at the front
+                                once, whether the template spells it or not.
 
         Raises MissingChatTemplate, and InvalidParameter for messages that the template refuses.
         """
         if self._chat_template is None:
             raise MissingChatTemplate(self._model)
+        variables: dict[str, Any] = {
+            **(template_arguments if template_arguments is not None else {}),
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "continue_final_message": continue_final_message,
+        }
         try:
-            text = self._render(self._chat_template, messages)
+            text = self._render_calls(self._chat_template, messages, variables)
         except TEMPLATE_ERRORS as error:
-            raise InvalidParameter(f"the chat template refuses these messages: {error}", "messages") from error
+            reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+            raise InvalidParameter(f"the chat template refuses these messages: {reason}", "messages") from error
         _check_unicode(text, "messages")
+        tokens = self._ids(text, add_special_tokens)
         # A template spells its special tokens itself, but not all of them spell the BOS their model was trained with.
-        tokens = self._backend.encode(text, add_special_tokens=False).ids
         return tokens if tokens[:1] == self._added_bos else [*self._added_bos, *tokens]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of the ids without special tokens."""
-        return self._backend.decode(list(tokens), skip_special_tokens=True)
+    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+        """Ids of the task to write what stands between two texts, in the words of the model's training.
+
+        Raises UnsupportedParameter for a model without tokens for it, InvalidParameter for lone surrogates.
+        """
+        if self._infill is None:
+            raise UnsupportedParameter("suffix", "the model has no fill-in-the-middle tokens; leave it out")
+        _check_unicode(prefix, "prompt")
+        _check_unicode(suffix, "suffix")
+        tokens = list(self._added_bos)
+        for part in self._infill.order:
+            if part == PREFIX:
+                tokens += self._ids(prefix, add_special_tokens=False)
+            elif part in self._infill.tokens:
+                tokens.append(self._token_id(part))
+            elif self._infill.is_suffix_joined:
+                joiner = self._ids(JOINER, add_special_tokens=False)
+                tokens += self._ids(JOINER + suffix, add_special_tokens=False)[len(joiner) :]
+            else:
+                tokens += self._ids(suffix, add_special_tokens=False)
+        return tokens
+
+    @property
+    def infill_ends(self) -> list[int]:
+        """Tokens that end the middle of a text, besides the model's own end of text."""
+        ends = self._infill.ends if self._infill is not None else ()
+        found = (self._backend.token_to_id(token) for token in ends)
+        return [token for token in found if token is not None]
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of the ids, without special tokens unless told."""
+        return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def token_string(self, token: int) -> str | None:
+        """How the vocabulary writes a token, None for an id outside of it."""
+        return self._backend.id_to_token(token) if 0 <= token < MAX_TOKEN_ID else None
 
     def token_bytes(self, token: int) -> bytes:
         """What one token spells; half a character is half its bytes."""
@@ -123,22 +203,60 @@ class TextCodec:
         """
         return TextStream(self._backend, stop, prompt)
 
-    def _render(self, template: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return str(rendered)
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        # Of a batch, since encoding a single text keeps the interpreter's lock: for seconds where it is long.
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def _token_id(self, token: str) -> int:
+        found = self._backend.token_to_id(token)
+        assert found is not None, f"{token} is in the vocabulary"
+        return found
+
+    def _find_infill(self) -> InfillFormat | None:
+        known = self._backend.token_to_id
+        return next((row for row in INFILL_FORMATS if all(known(token) is not None for token in row.tokens)), None)
+
+    def _render_calls(self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Render with the arguments of tool calls as objects, which most templates expect, else as text."""
+        try:
+            return self._render(template, [_with_objects(message) for message in messages], variables)
+        except TypeError:
+            # DeepSeek's templates join them to other text
+            return self._render(template, messages, variables)
+
+    def _render(self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        plain = [dict(message) for message in messages]
+        return str(self._tokenizer.apply_chat_template(plain, chat_template=template, tokenize=False, **variables))
 
     def _check_syntax(self, file: Path) -> None:
         try:
-            self._render(str(self._chat_template), [{"role": "user", "content": "Hello"}])
+            self._render(str(self._chat_template), [{"role": "user", "content": "Hello"}], {})
         except TemplateSyntaxError as error:
             raise ConfigurationError(f"{str(file)!r} is not a chat template: {error}") from error
         except TEMPLATE_ERRORS:
             pass  # it may rightly refuse this conversation
+
+
+def _with_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose tool calls carry their arguments as the objects they spell."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_with_object(call) for call in calls]} if isinstance(calls, list) else message
+
+
+def _with_object(call: Any) -> Any:
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    function = call["function"]
+    text = function.get("arguments")
+    if not isinstance(text, str):
+        return call
+    try:
+        # a call without arguments is often written as no text at all
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _check_unicode(text: str, param: str) -> None:

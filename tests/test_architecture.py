@@ -24,7 +24,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads"},
         {"sampling", "tree", "calibration", "text", "constraints"},
-        {"config", "chat_templates", "detokenizer", "token_bytes"},
+        {"config", "chat_templates", "detokenizer", "infill", "token_bytes"},
         {"errors"},
     ],
     "server": [

@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,110 @@ def test_what_a_template_cannot_render_is_the_messages_fault(byte_level: Path, t
         codec.encode_chat(MESSAGES)
 
     assert caught.value.param == "messages"
+
+
+def templated(folder: Path, byte_level: Path, template: str) -> TextCodec:
+    (folder / "a.jinja").write_text(template)
+    return TextCodec.load(str(byte_level), folder / "a.jinja")
+
+
+OPEN_ENDED = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
+
+
+def test_an_answer_may_go_on_with_the_last_message_or_start_no_turn(byte_level: Path) -> None:
+    codec = TextCodec.load(str(byte_level))
+
+    assert codec.encode_chat(OPEN_ENDED, continue_final_message=True) == codec.encode(
+        "<|start|>user\nHello<|end|><|start|>assistant\nWell, "
+    )
+    assert codec.encode_chat(MESSAGES, add_generation_prompt=False) == codec.encode("<|start|>user\nHello<|end|>")
+
+
+def test_a_message_that_the_template_hides_cannot_be_gone_on_with(byte_level: Path, tmp_path: Path) -> None:
+    codec = templated(tmp_path, byte_level, "{{ messages[0].content }}")
+
+    with pytest.raises(InvalidParameter, match="does not appear in the chat") as caught:
+        codec.encode_chat([*MESSAGES, {"role": "assistant", "content": "x\n" * 1000}], continue_final_message=True)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_sees_its_arguments_and_tools(byte_level: Path, tmp_path: Path) -> None:
+    codec = templated(
+        tmp_path, byte_level, "{{ enable_thinking }} {% for tool in tools or [] %}{{ tool.a }}{% endfor %}"
+    )
+
+    tokens = codec.encode_chat(MESSAGES, tools=[{"a": "b"}, {"a": "c"}], template_arguments={"enable_thinking": False})
+
+    assert codec.decode(tokens) == "False bc"
+    assert codec.decode(codec.encode_chat(MESSAGES, tools=[])) == " "
+
+
+def calling(arguments: str) -> list[dict[str, object]]:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    return [*MESSAGES, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+ARGUMENTS = "{% set f = messages[-1].tool_calls[0].function %}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ('{"a": [1, "ü"]}', "{'a': [1, 'ü']} {\"a\": [1, \"ü\"]}"),
+        ("", "{} {}"),
+        ("[1]", '[1] "[1]"'),
+        ("{", '{ "{"'),
+        ("[" * 100_000, "[" * 100_000 + ' "' + "[" * 100_000 + '"'),
+    ],
+    ids=["object", "nothing", "list", "broken", "deep"],
+)
+def test_the_arguments_of_a_call_are_the_object_they_spell(
+    byte_level: Path, tmp_path: Path, arguments: str, shown: str
+) -> None:
+    codec = templated(tmp_path, byte_level, ARGUMENTS + "{{ f.arguments }} {{ f.arguments | tojson }}")
+
+    assert codec.decode(codec.encode_chat(calling(arguments))) == shown
+
+
+def test_a_template_that_joins_the_arguments_to_text_gets_text(byte_level: Path, tmp_path: Path) -> None:
+    codec = templated(tmp_path, byte_level, ARGUMENTS + "{{ f.name + '(' + f.arguments + ')' }}")
+
+    assert codec.decode(codec.encode_chat(calling('{"a":  1}'))) == 'add({"a":  1})'
+
+
+@pytest.mark.parametrize("calls", [None, [], [5], [{}], [{"function": None}], [{"function": {"arguments": {}}}]])
+def test_a_template_that_ignores_calls_renders_odd_ones(byte_level: Path, calls: object) -> None:
+    codec = TextCodec.load(str(byte_level))
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+
+    assert codec.encode_chat([message]) == codec.encode("<|start|>assistant\n<|end|><|start|>assistant\n")
+
+
+def test_special_tokens_are_added_and_shown_as_asked(llama: Path, byte_level: Path) -> None:
+    codec = TextCodec.load(str(llama))
+    bos, *rest = codec.encode("Hello")
+
+    assert codec.encode("Hello", add_special_tokens=False) == rest
+    assert codec.decode([bos, *rest], skip_special_tokens=False) == "<s> Hello"
+    assert codec.decode([bos, *rest]) == "Hello"
+    chat = codec.encode_chat(MESSAGES)
+    assert codec.encode_chat(MESSAGES, add_special_tokens=True) == [bos, *chat]
+    assert (codec.token_string(bos), codec.token_string(-1), codec.token_string(2**40)) == ("<s>", None, None)
+    assert codec.token_string(codec.vocab_size) is None
+
+
+def test_a_long_prompt_leaves_the_interpreter_to_others(byte_level: Path) -> None:
+    codec = TextCodec.load(str(byte_level))
+    text = CORPUS[0] * 20_000
+    with ThreadPoolExecutor(1) as pool:
+        began = latest = time.monotonic()
+        longest = 0.0
+        encoding = pool.submit(codec.encode, text)
+        while not encoding.done():
+            time.sleep(0.001)
+            longest, latest = max(longest, time.monotonic() - latest), time.monotonic()
+        assert longest < (latest - began) / 2
 
 
 def test_lone_surrogates_are_refused(byte_level: Path) -> None:
