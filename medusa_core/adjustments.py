@@ -1,4 +1,4 @@
-"""What a request adds to the model's logits before a token is drawn: penalties, biases, and bans of early ends.
+"""What a request does to the model's logits before a token is drawn: penalties, biases, early ends, a grammar.
 
 Each node of a tree is adjusted with its own path as context, so that the draw at a position is the one plain decoding
 would make there.
@@ -76,12 +76,15 @@ class Adjustments:
         is_emitted = torch.arange(tokens.shape[0], device=tokens.device) < emitted
         return counts.index_add(0, tokens, is_emitted.to(counts.dtype))
 
-    def apply(self, logits: Tensor, tree: CandidateTree, past: Tensor, counts: Tensor | None) -> Tensor:
+    def apply(
+        self, logits: Tensor, tree: CandidateTree, past: Tensor, counts: Tensor | None, allowed: Tensor | None
+    ) -> Tensor:
         """Adjust each node's logits to its own path.
 
-        logits: [N, V], the model's at every node.
-        past:   [] int64, absolute position of the root; node n draws the token of position past + depth[n] + 1.
-        counts: [V] float32, of the answer up to the root, included; None when no penalty asks for it.
+        logits:  [N, V], the model's at every node.
+        past:    [] int64, absolute position of the root; node n draws the token of position past + depth[n] + 1.
+        counts:  [V] float32, of the answer up to the root, included; None when no penalty asks for it.
+        allowed: [N, V] bool, what a grammar allows at each node; None without one.
 
         Returns [N, V]; unchanged, not even copied, when nothing was asked for.
         """
@@ -91,9 +94,12 @@ class Adjustments:
             logits = logits.float() + self.bias
         if self.ends is not None:
             is_early = past + 1 + tree.depth < self.first_allowed  # [N]
+            if allowed is not None:
+                # a complete grammar allows an end and nothing else, and something must be drawn
+                is_early = is_early & allowed.index_fill(1, self.ends, False).any(dim=1)
             columns = logits.index_select(1, self.ends)
             logits = logits.index_copy(1, self.ends, columns.masked_fill(is_early[:, None], -math.inf))
-        return logits
+        return logits if allowed is None else logits.float().masked_fill(~allowed, -math.inf)
 
     def _penalise(self, logits: Tensor, counts: Tensor) -> Tensor:
         """Logits [N, V] less the penalties for counts [N, V]."""

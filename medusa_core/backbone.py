@@ -247,6 +247,7 @@ class TransformersBackbone:
             used=torch.ones(4, dtype=torch.bool, device=self.device),
             source=torch.zeros(4, dtype=torch.long, device=self.device),
             max_depth=2,
+            guesses=None,
         )
         with self._refusing("a trial pass failed"):
             cache, alone = self.new_cache(16), self.new_cache(16)

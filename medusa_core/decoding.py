@@ -3,6 +3,8 @@
 A step drafts a tree under the root, verifies it in one forward pass, accepts a path and commits its rows. Plain
 decoding is the same step with a root-only tree, prefill is the same pass over a chain. Invariant between steps: the
 cache holds exactly one row less than there are tokens, because the root is decided but not yet computed.
+
+Between the two halves, while the forward pass runs, a grammar is asked on the host what each node allows.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from torch import Tensor
 from medusa_core.acceptance import Acceptance, AcceptanceRule
 from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone, Forward
-from medusa_core.drafters import Drafter, DraftState
+from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
 from medusa_core.tree import CandidateTree
 
@@ -24,9 +26,9 @@ __all__ = [
     "Verified",
     "accept_and_commit",
     "bucket",
-    "draft_and_forward",
     "logprobs_of",
     "prefill",
+    "verify",
 ]
 
 
@@ -107,19 +109,27 @@ def prefill(
     return Prefilled(Forward(result.hidden[-1:], result.logits[-1:]), tuple(scores))
 
 
-def draft_and_forward(
-    backbone: Backbone, cache: KVCache, drafter: Drafter, state: DraftState, visible_rows: int
-) -> Verified:
-    """Draft a tree and compute all its nodes in one pass; writes the cache's scratch rows only."""
-    tree = drafter.draft(state)
-    return Verified(tree, backbone.forward(tree, state.past, cache, visible_rows))
+def verify(backbone: Backbone, cache: KVCache, tree: CandidateTree, past: Tensor, visible_rows: int) -> Verified:
+    """Compute all nodes of a drafted tree in one pass; writes the cache's scratch rows only.
+
+    past: [] int64, committed rows.
+    """
+    return Verified(tree, backbone.forward(tree, past, cache, visible_rows))
 
 
 def accept_and_commit(
-    cache: KVCache, adjustments: Adjustments, rule: AcceptanceRule, verified: Verified, state: DraftState
+    cache: KVCache,
+    adjustments: Adjustments,
+    rule: AcceptanceRule,
+    verified: Verified,
+    allowed: Tensor | None,
+    state: DraftState,
 ) -> tuple[Acceptance, DraftState]:
-    """Accept a path, move its rows to the front, and return what was emitted with the state of the next step."""
-    logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts)
+    """Accept a path, move its rows to the front, and return what was emitted with the state of the next step.
+
+    allowed: [N, V] bool, what a grammar allows at each node; None without one.
+    """
+    logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts, allowed)
     accepted = rule.accept(verified.tree, logits, state.past)
     cache.commit(state.past, accepted.path)
     hidden = verified.forward.hidden.index_select(0, accepted.last)[0]

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,14 @@ from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
+from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import Prefilled, logprobs_of, prefill
-from medusa_core.drafters import Drafters, DrafterSource, DraftState
+from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
-from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, TokenLogprobs, to_host
+from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, TokenLogprobs, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
+from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
 __all__ = [
@@ -48,6 +51,10 @@ class GenerationRequest:
     stop_token_ids: end the answer like the model's own EOS tokens, which always do unless `ignore_eos`.
     top_logprobs:   report how likely the model found each token, with so many alternatives; None reports nothing.
     score_prompt:   report the same of the prompt's tokens, which are all computed anew for it.
+    grammar:        what the answer must match, the text of a constraints.Grammar; its end is an end token, whatever
+                    `ignore_eos` says.
+    prediction:     tokens the answer is expected to hold, which are then only checked.
+    cache_salt:     cached rows are shared between requests of equal salt only.
     """
 
     prompt: tuple[int, ...]
@@ -58,6 +65,9 @@ class GenerationRequest:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     score_prompt: bool = False
+    grammar: str | None = None
+    prediction: tuple[int, ...] = ()
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,18 @@ class PromptStats:
 class StepStats:
     """One verifying forward pass.
 
-    drafted:  used nodes of the tree by who drafted them, root not counted.
-    accepted: who drafted each token of the accepted path, bonus not counted, before anything was cut.
-    seconds:  from the end of the previous step to the end of this one.
+    drafted:   used nodes of the tree by who drafted them, root not counted.
+    accepted:  who drafted each token of the accepted path, bonus not counted, before anything was cut.
+    head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
+    seconds:   from the end of the previous step to the end of this one.
+    phases:    seconds spent in each part of the step; empty where that could only be known by waiting for the device.
     """
 
     drafted: dict[str, int]
     accepted: tuple[str, ...]
+    head_hits: tuple[bool, ...]
     seconds: float
+    phases: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,7 @@ class EngineInfo:
     """What was loaded, for banners, /v1/models and checks before a request is queued.
 
     num_heads:        0 without heads; `heads` is then None.
+    plain_step_s:     seconds of a step that decides one token, behind a short prompt; 0 before it was measured.
     default_sampling: what the model's generation_config says of temperature, top_p, top_k, min_p and
                       repetition_penalty.
     """
@@ -123,6 +138,7 @@ class EngineInfo:
     heads: str | None
     tree_nodes: int
     max_depth: int
+    plain_step_s: float
     default_sampling: dict[str, float | int]
 
 
@@ -138,8 +154,19 @@ def never() -> bool:
 class Engine:
     """One model, its heads, and the cache of the last sequence. Not thread-safe: one sequence at a time."""
 
-    def __init__(self, backbone: Backbone, info: EngineInfo, prefill_chunk: int, drafters: Drafters) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        info: EngineInfo,
+        prefill_chunk: int,
+        drafters: Drafters,
+        load_vocabulary: Callable[[], GrammarVocabulary],
+    ) -> None:
+        """`load_vocabulary` is called once, when the first grammar is asked for."""
         self.info = info
+        self._load_vocabulary = load_vocabulary
+        self._vocabulary: GrammarVocabulary | None = None
+        self._cache_salt: str | None = None
         self._backbone, self._drafters, self._prefill_chunk = backbone, drafters, prefill_chunk
         # Behind the context: the slots of one tree, and the block that its commit writes.
         scratch = info.tree_nodes + info.max_depth + 1
@@ -186,27 +213,42 @@ class Engine:
             eos_token_ids=_as_tuple(generation.eos_token_id),
             num_heads=heads.config.num_heads if heads is not None else 0,
             heads=str(source) if source is not None else None,
-            tree_nodes=tree_nodes if heads is not None else 1,
+            tree_nodes=tree_nodes,
             max_depth=config.max_depth,
+            plain_step_s=0.0,
             default_sampling=default_sampling(generation),
         )
-        lookup_depth = config.max_depth if config.prompt_lookup else 0
-        drafters = DrafterSource(heads, temperatures, tree_nodes, lookup_depth, device)
-        engine = cls(backbone, info, config.prefill_chunk, drafters)
+        drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device)
+
+        def load_vocabulary() -> GrammarVocabulary:
+            return GrammarVocabulary(TextCodec.load(config.model).tokenizer_json, info.vocab_size, info.eos_token_ids)
+
+        engine = cls(backbone, info, config.prefill_chunk, drafters, load_vocabulary)
         progress("warming up", 0.9)
         engine.warm_up()
         progress("ready", 1.0)
         return engine
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of the device that are allocated and reserved; empty on a CPU."""
+        if self._backbone.device.type != "cuda":
+            return {}
+        device = self._backbone.device
+        return {"allocated": torch.cuda.memory_allocated(device), "reserved": torch.cuda.memory_reserved(device)}
 
     def forget(self) -> None:
         """Drop what the cache holds of earlier sequences."""
         self._cache.clear()
 
     def warm_up(self) -> None:
-        """Run a few steps, so that the first request does not pay for first calls."""
-        request = GenerationRequest((0,) * min(8, self.info.max_context - 1), SamplingParams(0.0), max_tokens=4)
-        for _ in self.generate(replace(request, ignore_eos=True)):
+        """Run a few steps, so that the first request does not pay for first calls, and time the plain one."""
+        prompt = (0,) * min(8, self.info.max_context - 1)
+        request = GenerationRequest(prompt, SamplingParams(0.0), max_tokens=8, ignore_eos=True)
+        for _ in self.generate(request):
             pass
+        plain = replace(request, speculation=SpeculationParams(mode="off"))
+        steps = [delta.step.seconds for delta in self.generate(plain) if delta.step is not None]
+        self.info = replace(self.info, plain_step_s=statistics.median(steps) if steps else 0.0)
         self.forget()
 
     def check(self, request: GenerationRequest) -> None:
@@ -229,6 +271,10 @@ class Engine:
         if outside:
             message = f"token id {outside[0]} is not in the vocabulary of {self.info.vocab_size}"
             raise InvalidParameter(message, "logit_bias")
+        outside = [token for token in request.prediction if not 0 <= token < self.info.vocab_size]
+        if outside:
+            message = f"token id {outside[0]} is not in the vocabulary of {self.info.vocab_size}"
+            raise InvalidParameter(message, "prediction")
 
     def generate(self, request: GenerationRequest, should_stop: Callable[[], bool] = never) -> Iterator[Delta]:
         """Continue a sequence until EOS, a stop token, a limit, or until `should_stop` says so.
@@ -245,7 +291,9 @@ class Engine:
             request.sampling, prompt, output.stops, self.info.vocab_size, self._backbone.device
         )
         rule = make_rule(sampler, request.speculation)
-        plan = DecodePlan(self._drafters.get(request.speculation), adjustments, rule, request.top_logprobs)
+        constraint = self._constraint(request.grammar)
+        asked = Asked(request.speculation, request.prediction, len(prompt), constraint is not None)
+        plan = DecodePlan(self._drafters.get(asked), adjustments, rule, constraint, request.top_logprobs)
 
         started = time.perf_counter()
         scored = request.top_logprobs if request.score_prompt else None
@@ -254,13 +302,18 @@ class Engine:
             return
         past, counts = torch.tensor(len(prompt), device=self._backbone.device), adjustments.start()
         end = CandidateTree.chain(torch.tensor(prompt[-1:], device=self._backbone.device))
-        logits = adjustments.apply(computed.last.logits, end, past - 1, counts)
+        allowed = None
+        if constraint is not None:
+            allowed = unpack_masks([constraint.allowed()], self.info.vocab_size, self._backbone.device)
+        logits = adjustments.apply(computed.last.logits, end, past - 1, counts, allowed)
         root = sampler.draw(logits, end.depth, past, end.max_depth)
         logprobs = None
         if request.top_logprobs is not None:
             logprobs = to_host(logprobs_of(computed.last.logits, root, request.top_logprobs))
         scores = tuple(score for part in computed.scores for score in to_host(part)) if scored is not None else None
-        first = StepResult(root.tolist(), {}, [], logprobs)
+        first = StepResult(root.tolist(), {}, [], [], logprobs, {})
+        if constraint is not None:
+            constraint.advance(first.tokens)
         now = time.perf_counter()
         yield output.emit(first, PromptStats(len(prompt), cached_tokens, now - started, scores), None)
 
@@ -273,7 +326,22 @@ class Engine:
             before, result = now, next(steps)
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
-            yield output.emit(result, None, StepStats(result.drafted, tuple(result.accepted), now - before))
+            step = StepStats(
+                drafted=result.drafted,
+                accepted=tuple(result.accepted),
+                head_hits=tuple(result.head_hits),
+                seconds=now - before,
+                phases=result.phases,
+            )
+            yield output.emit(result, None, step)
+
+    def _constraint(self, grammar: str | None) -> Constraint | None:
+        """The start of a walk through a grammar; raises InvalidParameter for one that cannot be used."""
+        if grammar is None:
+            return None
+        if self._vocabulary is None:
+            self._vocabulary = self._load_vocabulary()
+        return self._vocabulary.compile(grammar)
 
     def _prefill(
         self, request: GenerationRequest, scored: int | None, should_stop: Callable[[], bool]
@@ -283,6 +351,9 @@ class Engine:
         Another answer to the last prompt starts from what that left behind, and computes nothing.
         """
         cache, prompt = self._cache, request.prompt
+        if request.cache_salt != self._cache_salt:
+            self.forget()
+            self._cache_salt = request.cache_salt
         if request.sampling.choice > 0 and scored is None and self._last_prompt is not None:
             known, computed = self._last_prompt
             if known == prompt and tuple(cache.tokens[: len(prompt)]) == prompt:
@@ -299,7 +370,8 @@ class _Output:
     """The tokens of one answer so far, and where it must end."""
 
     def __init__(self, request: GenerationRequest, info: EngineInfo) -> None:
-        eos = frozenset() if request.ignore_eos else frozenset(info.eos_token_ids)
+        goes_on = request.ignore_eos and request.grammar is None
+        eos = frozenset() if goes_on else frozenset(info.eos_token_ids)
         self.stops = request.stop_token_ids | eos
         room = info.max_context - len(request.prompt)
         self._left = room if request.max_tokens is None else min(room, request.max_tokens)

@@ -5,7 +5,7 @@ has only a root, prefill is a chain.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Who may draft a node, in the words that statistics use; where two say the same, the one that ranked it higher has it.
-SOURCES = ("heads", "lookup")
+SOURCES = ("heads", "lookup", "prediction", "grammar")
 # Score of a candidate that cannot be drafted; finite, because 0 * -inf would be NaN in the sums of the selection.
 IMPOSSIBLE = -1e4
 # Per level, so that at equal probability a parent always ranks before its child.
@@ -116,6 +116,7 @@ class CandidateTree:
     used:      [N] bool; an unused slot is never compared and attends only to itself.
     source:    [N] int64, who drafted each node, an index into SOURCES.
     max_depth: no node is deeper; known on the host, sizes paths and noise.
+    guesses:   [K] int64, the likeliest token of each head, for its statistics; None without heads.
 
     Used siblings carry distinct tokens.
     """
@@ -127,6 +128,7 @@ class CandidateTree:
     used: Tensor
     source: Tensor
     max_depth: int
+    guesses: Tensor | None
 
     @classmethod
     def from_topology(cls, topology: TreeTopology, tokens: Tensor) -> Self:
@@ -140,6 +142,7 @@ class CandidateTree:
             used=torch.ones(topology.num_nodes, dtype=torch.bool, device=device),
             source=torch.zeros(topology.num_nodes, dtype=torch.long, device=device),
             max_depth=topology.max_depth,
+            guesses=None,
         )
 
     @classmethod
@@ -155,6 +158,7 @@ class CandidateTree:
             used=torch.ones(length, dtype=torch.bool, device=device),
             source=torch.zeros(length, dtype=torch.long, device=device),
             max_depth=length - 1,
+            guesses=None,
         )
 
     @property
@@ -192,20 +196,26 @@ class StaticNodes:
         self._shape = CandidateTree.from_topology(
             topology, torch.zeros(self.num_nodes, dtype=torch.long, device=device)
         )
+        self._eye = torch.eye(self.num_nodes, dtype=torch.bool, device=device)
         self._width = 1 + max((path[-1] for path in topology.paths), default=0)
         self._row = torch.tensor([len(path) - 1 for path in topology.paths], dtype=torch.long, device=device)
         self._rank = torch.tensor([path[-1] for path in topology.paths], dtype=torch.long, device=device)
 
-    def build(self, root: Tensor, log_probs: Tensor, branch: Branch | None) -> CandidateTree:
+    def build(self, root: Tensor, log_probs: Tensor) -> CandidateTree:
         """The tree under `root` [] from head log-probabilities [K, V]; K >= the topology's depth, V >= its width.
 
-        A branch has no place in a fixed shape; give None.
+        Slots whose token is at or below IMPOSSIBLE are unused, and so is what hangs under them.
         """
-        guesses = log_probs.topk(self._width, dim=-1).indices[self._row, self._rank]
+        value, guesses = log_probs.topk(self._width, dim=-1)
         shape = self._shape
-        tokens = torch.cat([root.reshape(1), guesses])
-        return CandidateTree(
-            tokens, shape.parent, shape.depth, shape.ancestors, shape.used, shape.source, shape.max_depth
+        possible = torch.cat([shape.used[:1], value[self._row, self._rank] > IMPOSSIBLE])
+        used = shape.living(possible)
+        return replace(
+            shape,
+            tokens=torch.cat([root.reshape(1), guesses[self._row, self._rank]]),
+            ancestors=shape.ancestors & used[:, None] | self._eye,
+            used=used,
+            guesses=guesses[:, 0] if guesses.shape[0] > 0 else None,
         )
 
 
@@ -216,73 +226,85 @@ class BestNodes:
     (r_i + 1) nodes that score as high. Only nodes for which this is at most N - 1 can be chosen; they are listed
     once, and a step only scores the list. Source: EAGLE-2 (arXiv:2406.16858) ranks the same way, level by level.
 
-    A branch, which may reach deeper than the heads, joins the same list: where it says what the heads say it is their
-    node and takes the higher of both scores, from where it parts from them it has nodes of its own.
+    Branches, which may reach deeper than the heads, join the same list: where one says what the heads or an earlier
+    branch say it is their node and takes the highest of all scores, from where it parts from them it has nodes of its
+    own.
     """
 
     def __init__(
-        self, num_nodes: int, num_heads: int, vocab_size: int, branch_depth: int, device: torch.device
+        self,
+        num_nodes: int,
+        num_heads: int,
+        vocab_size: int,
+        branch_sources: Sequence[str],
+        branch_depth: int,
+        device: torch.device,
     ) -> None:
-        """`branch_depth` is D, the length of the branches that will be given to `build`; 0 for none."""
+        """`branch_sources` are the names of the B branches that `build` will be given, each of `branch_depth` D."""
         paths = candidate_paths(num_nodes, num_heads, vocab_size)
+        num_branches = len(branch_sources)
         self._num_paths, self._branch_depth = len(paths), branch_depth
-        self.num_nodes = min(num_nodes, len(paths) + branch_depth + 1)
+        self.num_nodes = min(num_nodes, len(paths) + num_branches * branch_depth + 1)
         self._levels = max((len(path) for path in paths), default=0)
-        self.max_depth = max(self._levels, branch_depth if self.num_nodes > 1 else 0)
+        self.max_depth = max(self._levels, branch_depth if num_branches > 0 and self.num_nodes > 1 else 0)
         self._width = 1 + max((path[-1] for path in paths), default=0)
         topology = TreeTopology(tuple(paths))
         levels = max(self._levels, 1)
         padded_ranks = [[*path, *[0] * (levels - len(path))] for path in paths]
         self._ranks = torch.tensor(padded_ranks, dtype=torch.long, device=device).reshape(-1, levels)  # [U, levels]
-        self._rank = torch.tensor([path[-1] for path in paths], dtype=torch.long, device=device)
-        # Candidates are the U paths and then the D tokens of a branch; in `places` the root counts as 0, so candidate
+        # Candidates are the U paths, then the D tokens of each branch; in `places` the root counts as 0, so candidate
         # c has place c + 1.
-        branch_depths = tuple(range(1, branch_depth + 1))
-        self._depth = torch.tensor((*topology.depths[1:], *branch_depths), dtype=torch.long, device=device)  # [U + D]
+        branch_depths = list(range(1, branch_depth + 1))
+        depths = (*topology.depths[1:], *(branch_depths * num_branches))
+        self._depth = torch.tensor(depths, dtype=torch.long, device=device)  # [U + B * D]
         self._parent = torch.tensor(topology.parents[1:], dtype=torch.long, device=device)  # [U]
         # [U + 1, max_depth + 1], each path's nodes from the root down, then itself again
         place = {path: node for node, path in enumerate(((), *paths))}
         lineages = [[place[path[:depth]] for depth in range(self.max_depth + 1)] for path in ((), *paths)]
         self._lineages = torch.tensor(lineages, dtype=torch.long, device=device)
-        # [U + D + 1, width], the place of each place's child by rank; 0, which is nobody's child, where there is none
-        self._children = torch.zeros(len(paths) + branch_depth + 1, self._width, dtype=torch.long, device=device)
-        for path, node in place.items():
-            if path:
-                self._children[place[path[:-1]], path[-1]] = node
-        self._own = len(paths) + 1 + torch.arange(branch_depth, device=device)  # places of a branch's own nodes
+        own = len(paths) + 1 + torch.arange(num_branches * branch_depth, device=device)
+        self._own = own.reshape(num_branches, branch_depth)  # places of the branches' own nodes
         # [D, max_depth + 1], how far down its branch each own node's lineage has come
         steps = [[min(depth, own) for depth in range(self.max_depth + 1)] for own in branch_depths]
         self._steps = torch.tensor(steps, dtype=torch.long, device=device).reshape(-1, self.max_depth + 1)
-        self._no_score = torch.full((branch_depth,), IMPOSSIBLE, device=device)
         self._on_path = torch.arange(levels, device=device) < self._depth[: len(paths), None]  # [U, levels]
+        sources = [SOURCES.index(source) for source in (*branch_sources, "heads")]
+        self._source_of = torch.tensor(sources, device=device)  # [B + 1]
+        self._no_scores = torch.full((num_branches + 1, len(depths)), IMPOSSIBLE, device=device)
         self._root_index = torch.zeros(1, dtype=torch.long, device=device)
         self._slots = torch.arange(self.num_nodes, device=device)
         self._eye = torch.eye(self.num_nodes, dtype=torch.bool, device=device)
 
-    def build(self, root: Tensor, log_probs: Tensor, branch: Branch | None) -> CandidateTree:
-        """The best tree under `root` [] for calibrated head log-probabilities [K, V], all <= 0, and a branch.
+    def build(self, root: Tensor, log_probs: Tensor, branches: Sequence[Branch]) -> CandidateTree:
+        """The best tree under `root` [] for calibrated head log-probabilities [K, V], all <= 0, and B branches.
 
-        branch: of the depth named at construction; None when that is 0.
+        log_probs: any row stands in for them where there are no heads.
+        branches:  one for each source named at construction, in that order.
 
         Candidates at or below IMPOSSIBLE stay in their slots, unused.
         """
         if self.num_nodes == 1:
             index = self._root_index
-            return CandidateTree(root.reshape(1), index, index, self._eye, self._eye[0], index, 0)
-        value, token = log_probs[: self._levels].topk(self._width, dim=-1)  # [K, width]
+            return CandidateTree(root.reshape(1), index, index, self._eye, self._eye[0], index, 0, None)
+        value, token = log_probs[: max(self._levels, 1)].topk(self._width, dim=-1)  # [K, width]
         value = value.clamp(min=IMPOSSIBLE)
         score = torch.where(self._on_path, value.T.gather(0, self._ranks), 0.0).sum(1)  # [U]
-        tokens = token[self._depth[: self._num_paths] - 1, self._rank]
+        path_tokens = token.T.gather(0, self._ranks)  # [U, levels]
+        tokens = path_tokens.gather(1, self._depth[: self._num_paths, None] - 1)[:, 0]
         parent, lineages, source = self._parent, self._lineages, None
-        if branch is not None:
-            line = self._branch_places(token, branch)
-            reached = branch.log_probs.cumsum(0).clamp(min=IMPOSSIBLE)  # [D]
-            alone = torch.cat([score, self._no_score])
-            score = alone.scatter_reduce(0, line[1:] - 1, reached, "amax")
-            source = (score > alone).long()
-            tokens = torch.cat([tokens, branch.tokens])
-            parent = torch.cat([parent, line[:-1]])
-            lineages = torch.cat([lineages, line[self._steps]])
+        if branches:
+            proposed = torch.stack([branch.tokens for branch in branches])  # [B, D]
+            reached = torch.stack([branch.log_probs for branch in branches]).cumsum(1).clamp(min=IMPOSSIBLE)
+            lines = self._branch_places(path_tokens, proposed)  # [B, D + 1]
+            by_source = self._no_scores.clone()
+            by_source[-1, : self._num_paths] = score
+            by_source[:-1].scatter_(1, lines[:, 1:] - 1, reached)
+            # of equal scores the first: heads may be certain only because a grammar leaves them no choice
+            score, who = by_source.max(dim=0)
+            source = self._source_of[who]
+            tokens = torch.cat([tokens, proposed.flatten()])
+            parent = torch.cat([parent, lines[:, :-1].flatten()])
+            lineages = torch.cat([lineages, lines[:, self._steps].flatten(end_dim=1)])
         ranked = score - _DEPTH_PENALTY * self._depth
         keep = ranked.topk(self.num_nodes - 1).indices.sort().values  # parents come before children
         kept = torch.cat([self._root_index, keep + 1])  # [N] places
@@ -297,28 +319,31 @@ class BestNodes:
             used=used,
             source=torch.cat([self._root_index, source[keep]]) if source is not None else torch.zeros_like(kept),
             max_depth=self.max_depth,
+            guesses=token[:, 0] if self._levels > 0 else None,
         )
 
-    def _branch_places(self, token: Tensor, branch: Branch) -> Tensor:
-        """The places of a branch's nodes, root first: the heads' while they say the same, then its own.
+    def _branch_places(self, path_tokens: Tensor, proposed: Tensor) -> Tensor:
+        """The places of each branch's nodes, root first: those of whoever says the same first, else its own.
 
-        token: [K, width] int64, the heads' best guesses.
+        path_tokens: [U, levels] int64, what the heads say along each path.
+        proposed:    [B, D] int64.
 
-        Returns [D + 1] int64.
+        Returns [B, D + 1] int64.
         """
-        heads = min(self._levels, self._branch_depth)
-        same = token[:heads] == branch.tokens[:heads, None]
-        rank, agrees = same.long().argmax(dim=1), same.any(dim=1)  # [heads]
-        places = [self._root_index[0]]
-        is_shared = torch.ones_like(agrees[:1])[0] if heads else None
-        for depth in range(self._branch_depth):
-            place = self._own[depth]
-            if is_shared is not None and depth < heads:
-                child = self._children[places[-1], rank[depth]]
-                is_shared = is_shared & agrees[depth] & (child > 0)
-                place = torch.where(is_shared, child, place)
-            places.append(place)
-        return torch.stack(places)
+        # [B, B, D], whether two branches have been the same so far; a branch is the same as itself, so one is found
+        alike = (proposed[:, None] == proposed).cumprod(dim=2)
+        places = self._own.gather(0, alike.argmax(dim=1))
+        levels = min(self._levels, self._branch_depth)
+        if levels > 0:
+            is_short = self._depth[: self._num_paths] <= levels  # deeper paths are no branch's
+            agrees = path_tokens[:, :levels] == proposed[:, None, :levels]  # [B, U, levels]
+            is_same = (agrees | ~self._on_path[:, :levels]).all(dim=2) & is_short
+            shared = torch.where(is_same, torch.arange(1, self._num_paths + 1, device=places.device), 0)  # [B, U]
+            depth = self._depth[: self._num_paths].expand_as(shared)
+            found = places.new_zeros(places.shape[0], self.max_depth + 1).scatter_reduce(1, depth, shared, "amax")
+            found = found[:, 1 : self._branch_depth + 1]
+            places = torch.where(found > 0, found, places)
+        return torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
 
 
 def candidate_paths(num_nodes: int, num_heads: int, vocab_size: int) -> list[tuple[int, ...]]:

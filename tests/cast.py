@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from medusa_core.backbone import ATTENTION, Forward, TransformersBackbone, register_attention, tree_mask
-from medusa_core.config import SpeculationParams
-from medusa_core.drafters import Drafter, DrafterSource, DraftState
+from medusa_core.constraints import GrammarVocabulary
+from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState
 from medusa_core.engine import Engine, EngineInfo, GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.kv_cache import KVCache
@@ -94,7 +94,7 @@ class Always:
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
 
-    def get(self, speculation: SpeculationParams) -> Drafter:
+    def get(self, asked: Asked) -> Drafter:
         return self._drafter
 
 
@@ -116,8 +116,15 @@ def make_engine(
     eos: tuple[int, ...] = (),
     prefill_chunk: int = 512,
     drafter: Drafter | None = None,
+    has_lookup: bool = True,
+    vocabulary: GrammarVocabulary | None = None,
 ) -> Engine:
     """An engine around any backbone, without files; `drafter` stands in for the heads."""
+
+    def load_vocabulary() -> GrammarVocabulary:
+        assert vocabulary is not None, "this engine has no vocabulary for grammars"
+        return vocabulary
+
     info = EngineInfo(
         model="test",
         device="cpu",
@@ -129,10 +136,12 @@ def make_engine(
         heads=None,
         tree_nodes=tree_nodes,
         max_depth=8,
+        plain_step_s=0.0,
         default_sampling={},
     )
-    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, CPU)
-    return Engine(backbone, info, prefill_chunk, Always(drafter) if drafter is not None else made)
+    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
+    drafters = Always(drafter) if drafter is not None else made
+    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary)
 
 
 def run(engine: Engine, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **options: Any) -> list[int]:

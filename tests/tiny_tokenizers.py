@@ -7,6 +7,8 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from medusa_core.constraints import GrammarVocabulary
+
 CORPUS = (
     "Hello world, how are you today?",
     "A chat between a curious user and an assistant. USER: ASSISTANT:",
@@ -62,3 +64,29 @@ def save_sentencepiece(folder: Path, tokenizer_class: str = "LlamaTokenizer", na
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "_name_or_path": name}))
     return folder
+
+
+# Enough to spell short JSON, with a few tokens that hold several characters, so that grammars meet tokens half way.
+JSON_MERGES = [
+    ('"', "a"),
+    ('"', ","),
+    ('",', "\u0120"),
+    ("a", "b"),
+    ("[", '"'),
+    ('"', "b"),
+    ("b", "a"),
+    ('",\u0120', '"'),
+]
+JSON_TOKENS = ["[", "]", "{", "}", '"', ",", "\u0120", ":", "a", "b", "0", "1", "2"]
+
+
+def grammar_vocabulary(vocab_size: int, end: int) -> GrammarVocabulary:
+    """A vocabulary for models that have no tokenizer: 23 tokens or more, one of which ends an answer."""
+    names = [*JSON_TOKENS, *("".join(merge) for merge in JSON_MERGES)]
+    names.insert(end, "</s>")
+    names.extend(f"<{number}>" for number in range(len(names), vocab_size))
+    backend = Tokenizer(models.BPE(vocab={name: token for token, name in enumerate(names)}, merges=JSON_MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names if name.startswith("<")])
+    return GrammarVocabulary(backend.to_str(), vocab_size, [end])

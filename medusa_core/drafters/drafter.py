@@ -5,9 +5,21 @@ from typing import Protocol
 
 from torch import Tensor
 
-from medusa_core.tree import CandidateTree
+from medusa_core.tree import Branch, CandidateTree
 
-__all__ = ["DraftState", "Drafter"]
+__all__ = ["DraftState", "Drafter", "Grammatical"]
+
+
+@dataclass(frozen=True)
+class Grammatical:
+    """What a grammar says of the tokens behind the root.
+
+    allowed: [V] bool, the tokens that may follow it.
+    forced:  the span that must follow it, impossible from its start where there is a choice.
+    """
+
+    allowed: Tensor
+    forced: Branch
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,7 @@ class DraftState:
     past:    [] int64, committed rows, which is also the root's absolute position.
     counts:  [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
     history: [S] int64, the token of each position up to the root's, then anything; only lookup needs it.
+    grammar: what may and what must come next; None for an answer without a grammar.
     """
 
     root: Tensor
@@ -26,6 +39,7 @@ class DraftState:
     past: Tensor
     counts: Tensor | None = None
     history: Tensor | None = None
+    grammar: Grammatical | None = None
 
 
 class Drafter(Protocol):

@@ -1,61 +1,46 @@
 """Medusa heads as a drafter: one row of hidden state in, a tree of the likeliest continuations out."""
 
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
+from medusa_core.drafters.grammar import only_allowed
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import BestNodes, Branch, CandidateTree, StaticNodes, TreeTopology
+from medusa_core.tree import CandidateTree, StaticNodes, TreeTopology
 
-__all__ = ["MedusaDrafter", "NodeChoice", "head_log_probs"]
-
-
-class NodeChoice(Protocol):
-    """Turns the heads' log-probabilities into a tree: BestNodes per step, or StaticNodes of one shape."""
-
-    num_nodes: int
-    max_depth: int
-
-    def build(self, root: Tensor, log_probs: Tensor, branch: Branch | None) -> CandidateTree:
-        """The tree under `root` [] for log-probabilities [K, V]."""
-        ...
+__all__ = ["MedusaDrafter", "head_log_probs"]
 
 
-def head_log_probs(heads: DraftHeads, temperatures: Tensor, hidden: Tensor) -> Tensor:
-    """What the heads guess, as calibrated log-probabilities [K, V] float32.
+def head_log_probs(heads: DraftHeads, temperatures: Tensor, state: DraftState) -> Tensor:
+    """What the heads guess behind `state.hidden` [H], as calibrated log-probabilities [K, V] float32.
 
     temperatures: [K], divide each head's logits: heads are over-confident, and the joint ranking depends on it.
-    hidden:       [H], the last accepted node's.
+
+    Where a grammar is followed, the first head guesses only what that allows; what it allows further on depends on
+    the guesses themselves, and is found out when they are verified.
     """
-    logits: Tensor = heads(hidden)
-    return (logits.float() / temperatures[:, None]).log_softmax(dim=-1)
+    logits: Tensor = heads(state.hidden)
+    log_probs = (logits.float() / temperatures[:, None]).log_softmax(dim=-1)
+    return log_probs if state.grammar is None else only_allowed(log_probs, state.grammar.allowed)
 
 
 class MedusaDrafter:
-    """Drafts with the heads on the last accepted node's hidden state, the only row they are needed on."""
+    """Drafts one fixed shape with the heads on the last accepted node's hidden state, the only row they see."""
 
-    def __init__(self, heads: DraftHeads, nodes: NodeChoice, temperatures: Tensor) -> None:
+    def __init__(self, heads: DraftHeads, nodes: StaticNodes, temperatures: Tensor) -> None:
         """Temperatures [K], see head_log_probs."""
         self.num_nodes, self.max_depth = nodes.num_nodes, nodes.max_depth
         self._heads, self._nodes, self._temperatures = heads, nodes, temperatures
 
     @classmethod
-    def best_nodes(cls, heads: DraftHeads, temperatures: Tensor, num_nodes: int) -> Self:
-        """The dynamic tree: the best nodes of every step. Temperatures [K]."""
-        config = heads.config
-        nodes = BestNodes(num_nodes, config.num_heads, config.vocab_size, 0, temperatures.device)
-        return cls(heads, nodes, temperatures)
-
-    @classmethod
     def static(cls, heads: DraftHeads, temperatures: Tensor, topology: TreeTopology) -> Self:
-        """One fixed shape, pruned to the heads that exist. Temperatures [K]."""
+        """The shape pruned to the heads that exist. Temperatures [K]."""
         fitting = topology.pruned(heads.config.num_heads, topology.num_nodes)
         return cls(heads, StaticNodes(fitting, temperatures.device), temperatures)
 
     @torch.inference_mode()
     def draft(self, state: DraftState) -> CandidateTree:
         """See Drafter.draft."""
-        log_probs = head_log_probs(self._heads, self._temperatures, state.hidden)
-        return self._nodes.build(state.root, log_probs, branch=None)
+        return self._nodes.build(state.root, head_log_probs(self._heads, self._temperatures, state))

@@ -1,38 +1,56 @@
-"""One tree from several drafters: the heads' best nodes and the branch that prompt lookup finds."""
+"""One tree from several drafters: the heads' best nodes and the branches that others propose."""
 
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.medusa import head_log_probs
-from medusa_core.drafters.prompt_lookup import PromptLookup
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import BestNodes, CandidateTree
+from medusa_core.tree import IMPOSSIBLE, BestNodes, Branch, CandidateTree
 
-__all__ = ["MergedDrafter"]
+__all__ = ["BranchDrafter", "MergedDrafter"]
+
+
+class BranchDrafter(Protocol):
+    """Proposes one continuation of the root. Pure tensors, no host synchronisation."""
+
+    def propose(self, state: DraftState) -> Branch:
+        """A branch of the depth the drafter was made for; IMPOSSIBLE from where it has nothing to say."""
+        ...
 
 
 class MergedDrafter:
-    """Ranks what heads and lookup propose by estimated log-probability; equal proposals are one node."""
+    """Ranks what heads and branches propose by estimated log-probability; equal proposals are one node."""
 
-    def __init__(self, heads: DraftHeads, temperatures: Tensor, lookup: PromptLookup, nodes: BestNodes) -> None:
-        """Temperatures [K] divide each head's logits; `nodes` has room for branches of the lookup's depth."""
+    def __init__(
+        self,
+        heads: DraftHeads | None,
+        temperatures: Tensor,
+        branches: Mapping[str, BranchDrafter],
+        nodes: BestNodes,
+    ) -> None:
+        """Temperatures [K] divide each head's logits; `branches` are those `nodes` was made for, by source."""
         self.num_nodes, self.max_depth = nodes.num_nodes, nodes.max_depth
-        self._heads, self._temperatures, self._lookup, self._nodes = heads, temperatures, lookup, nodes
-
-    @classmethod
-    def best_nodes(cls, heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Self:
-        """The best `num_nodes` nodes of every step, lookup reaching `lookup_depth` deep. Temperatures [K]."""
-        config, device = heads.config, temperatures.device
-        depth = min(lookup_depth, num_nodes - 1)
-        nodes = BestNodes(num_nodes, config.num_heads, config.vocab_size, depth, device)
-        return cls(heads, temperatures, PromptLookup(depth, device), nodes)
+        self._heads, self._temperatures, self._nodes = heads, temperatures, nodes
+        self._branches = tuple(branches.values())
+        self._no_heads = torch.full((1, 1), IMPOSSIBLE, device=temperatures.device)
 
     @torch.inference_mode()
     def draft(self, state: DraftState) -> CandidateTree:
-        """See Drafter.draft; needs `state.history`."""
-        assert state.history is not None, "the engine keeps the history of a sequence that is looked up in"
-        branch = self._lookup.look_up(state.history, state.past)
-        return self._nodes.build(state.root, head_log_probs(self._heads, self._temperatures, state.hidden), branch)
+        """See Drafter.draft."""
+        log_probs = self._no_heads
+        if self._heads is not None:
+            log_probs = head_log_probs(self._heads, self._temperatures, state)
+        branches = [branch.propose(state) for branch in self._branches]
+        if state.grammar is not None:
+            branches = [_only_allowed(branch, state.grammar.allowed) for branch in branches]
+        return self._nodes.build(state.root, log_probs, branches)
+
+
+def _only_allowed(branch: Branch, allowed: Tensor) -> Branch:
+    """The branch, impossible from its start when its first token is not in `allowed` [V] bool."""
+    return replace(branch, log_probs=branch.log_probs.masked_fill(~allowed[branch.tokens[0]], IMPOSSIBLE))

@@ -1,9 +1,11 @@
 """Plain decoding as a drafter: the tree is its root."""
 
+from dataclasses import replace
+
 import torch
 
 from medusa_core.drafters.drafter import DraftState
-from medusa_core.tree import CandidateTree, StaticNodes, TreeTopology
+from medusa_core.tree import CandidateTree, TreeTopology
 
 __all__ = ["RootOnly"]
 
@@ -15,9 +17,9 @@ class RootOnly:
     max_depth = 0
 
     def __init__(self, device: torch.device) -> None:
-        self._nodes = StaticNodes(TreeTopology.root_only(), device)
-        self._no_heads = torch.zeros(0, 1, device=device)
+        token = torch.zeros(1, dtype=torch.long, device=device)
+        self._tree = CandidateTree.from_topology(TreeTopology.root_only(), token)
 
     def draft(self, state: DraftState) -> CandidateTree:
         """The root alone."""
-        return self._nodes.build(state.root, self._no_heads, branch=None)
+        return replace(self._tree, tokens=state.root.reshape(1))

@@ -1,67 +1,102 @@
 """Which drafter serves which request."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from medusa_core.config import SpeculationMode, SpeculationParams
+from medusa_core.config import SpeculationParams
 from medusa_core.drafters.drafter import Drafter
+from medusa_core.drafters.grammar import GrammarBranch
 from medusa_core.drafters.medusa import MedusaDrafter
-from medusa_core.drafters.merged import MergedDrafter
+from medusa_core.drafters.merged import BranchDrafter, MergedDrafter
 from medusa_core.drafters.plain import RootOnly
+from medusa_core.drafters.prediction import PredictionBranch
+from medusa_core.drafters.prompt_lookup import PromptLookup
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import TreeTopology
+from medusa_core.tree import BestNodes, TreeTopology
 
-__all__ = ["DrafterSource", "Drafters"]
+__all__ = ["Asked", "DrafterSource", "Drafters"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a request decides who drafts for it.
+
+    prediction:     tokens the client expects; empty when it expects nothing.
+    first_position: absolute position of the answer's first token.
+    has_grammar:    whether the answer follows one.
+    """
+
+    speculation: SpeculationParams
+    prediction: tuple[int, ...]
+    first_position: int
+    has_grammar: bool
 
 
 class Drafters(Protocol):
     """Where the engine finds the drafter a request asks for."""
 
-    def get(self, speculation: SpeculationParams) -> Drafter:
-        """The drafter for these parameters, the same object for equal ones."""
+    def get(self, asked: Asked) -> Drafter:
+        """The drafter for one request."""
         ...
 
 
 class DrafterSource:
-    """The drafter for each way a request may speculate, made once per shape and kept."""
+    """Puts together the drafter for each way a request may speculate; what is costly about one is kept."""
 
     def __init__(
-        self, heads: DraftHeads | None, temperatures: Tensor, tree_nodes: int, lookup_depth: int, device: torch.device
+        self,
+        heads: DraftHeads | None,
+        temperatures: Tensor,
+        tree_nodes: int,
+        max_depth: int,
+        has_lookup: bool,
+        device: torch.device,
     ) -> None:
-        """Heads with their temperatures [K], the most nodes of a tree, and how deep lookup may reach; 0 is off."""
-        self._heads, self._temperatures = heads, temperatures
-        self._tree_nodes, self._lookup_depth = tree_nodes, lookup_depth
+        """Heads with their temperatures [K], the most nodes of a tree, the depth of branches, whether one looks up."""
+        self._heads, self._temperatures, self._device = heads, temperatures, device
+        self._tree_nodes, self._max_depth, self._has_lookup = tree_nodes, max_depth, has_lookup
         self._plain = RootOnly(device)
-        self._made: dict[tuple[SpeculationMode, int], Drafter] = {}
+        self._chains: dict[int, Drafter] = {}
+        self._nodes: dict[tuple[int, tuple[str, ...]], BestNodes] = {}
 
-    def get(self, speculation: SpeculationParams) -> Drafter:
-        """The drafter a request asks for; without heads, or with one node, plain decoding."""
-        asked = speculation.max_nodes if speculation.max_nodes is not None else self._tree_nodes
-        num_nodes = min(asked, self._tree_nodes)
-        if self._heads is None or speculation.mode == "off" or num_nodes == 1:
+    def get(self, asked: Asked) -> Drafter:
+        """The drafter for one request: plain decoding with one node, or where nobody has anything to propose."""
+        wanted = asked.speculation.max_nodes if asked.speculation.max_nodes is not None else self._tree_nodes
+        num_nodes = min(wanted, self._tree_nodes)
+        mode = asked.speculation.mode
+        if mode == "off" or num_nodes == 1:
             return self._plain
-        key = (speculation.mode, num_nodes)
-        if key not in self._made:
-            self._made[key] = _MODES[speculation.mode](self._heads, self._temperatures, num_nodes, self._lookup_depth)
-        return self._made[key]
+        return self._chain(num_nodes) if mode == "chain" else self._tree(num_nodes, asked)
 
+    def _chain(self, num_nodes: int) -> Drafter:
+        """The likeliest token of each head."""
+        if self._heads is None:
+            return self._plain
+        if num_nodes not in self._chains:
+            topology = TreeTopology.chain(num_nodes - 1)
+            self._chains[num_nodes] = MedusaDrafter.static(self._heads, self._temperatures, topology)
+        return self._chains[num_nodes]
 
-def _tree(heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Drafter:
-    if lookup_depth == 0:
-        return MedusaDrafter.best_nodes(heads, temperatures, num_nodes)
-    return MergedDrafter.best_nodes(heads, temperatures, num_nodes, lookup_depth)
-
-
-def _chain(heads: DraftHeads, temperatures: Tensor, num_nodes: int, lookup_depth: int) -> Drafter:
-    return MedusaDrafter.static(heads, temperatures, TreeTopology.chain(num_nodes - 1))
-
-
-# How each mode drafts with heads; `off` is the plain drafter, which needs none.
-_MODES: dict[SpeculationMode, Callable[[DraftHeads, Tensor, int, int], Drafter]] = {
-    "auto": _tree,
-    "tree": _tree,
-    "chain": _chain,
-}
+    def _tree(self, num_nodes: int, asked: Asked) -> Drafter:
+        """Everybody who may have something to say, in one tree."""
+        depth = min(self._max_depth, num_nodes - 1)
+        branches: dict[str, BranchDrafter] = {}
+        if asked.prediction:
+            branches["prediction"] = PredictionBranch(asked.prediction, asked.first_position, depth, self._device)
+        if asked.has_grammar:
+            branches["grammar"] = GrammarBranch()
+        if self._heads is None and not branches:
+            # lookup alone would pay for empty slots wherever nothing matches
+            return self._plain
+        if self._has_lookup:
+            branches["lookup"] = PromptLookup(depth, self._device)
+        key = num_nodes, tuple(branches)
+        if key not in self._nodes:
+            num_heads, vocab_size = 0, 1
+            if self._heads is not None:
+                num_heads, vocab_size = self._heads.config.num_heads, self._heads.config.vocab_size
+            self._nodes[key] = BestNodes(num_nodes, num_heads, vocab_size, key[1], depth, self._device)
+        return MergedDrafter(self._heads, self._temperatures, branches, self._nodes[key])

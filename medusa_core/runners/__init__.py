@@ -1,6 +1,7 @@
 """How steps are executed: RUNNERS lists every way by name."""
 
 from medusa_core.runners.eager import EagerRunner
+from medusa_core.runners.grammar import unpack_masks
 from medusa_core.runners.runner import DecodePlan, Runner, StepResult, TokenLogprobs, to_host
 
-__all__ = ["DecodePlan", "EagerRunner", "Runner", "StepResult", "TokenLogprobs", "to_host"]
+__all__ = ["DecodePlan", "EagerRunner", "Runner", "StepResult", "TokenLogprobs", "to_host", "unpack_masks"]

@@ -1,13 +1,16 @@
 """Steps as ordinary calls, one host read each: works on every device."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from medusa_core.backbone import Backbone
-from medusa_core.decoding import accept_and_commit, bucket, draft_and_forward, logprobs_of
+from medusa_core.decoding import accept_and_commit, bucket, logprobs_of, verify
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
+from medusa_core.runners.grammar import check_tree, what_follows
 from medusa_core.runners.runner import DecodePlan, StepResult, step_result
 
 __all__ = ["EagerRunner"]
@@ -22,16 +25,54 @@ class EagerRunner:
     @torch.inference_mode()
     def steps(self, plan: DecodePlan, state: DraftState, past: int) -> Iterator[StepResult]:
         """See Runner.steps."""
+        constraint, device, vocab_size = plan.constraint, self._backbone.device, self._backbone.vocab_size
         while True:
+            phases = _Phases(device)
+            if constraint is not None:
+                grammar = what_follows(constraint, plan.drafter.max_depth, vocab_size, device)
+                state = replace(state, grammar=grammar)
+                phases.end("grammar")
+            tree = plan.drafter.draft(state)
+            phases.end("draft")
+            # read before the forward pass is issued, so that a device need not finish that first
+            drafted = (
+                (tree.tokens.tolist(), tree.parent.tolist(), tree.used.tolist()) if constraint is not None else None
+            )
             # the commit writes one block of max_depth + 1 rows behind the accepted ones
             needed = past + max(plan.drafter.num_nodes, plan.drafter.max_depth + 1)
             visible_rows = min(self._cache.rows, bucket(needed))
-            verified = draft_and_forward(self._backbone, self._cache, plan.drafter, state, visible_rows)
-            accepted, state = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, state)
+            verified, allowed = verify(self._backbone, self._cache, tree, state.past, visible_rows), None
+            phases.end("verify")
+            if constraint is not None and drafted is not None:
+                tree, allowed = check_tree(constraint, tree, drafted, vocab_size)
+                verified = replace(verified, tree=tree)
+                phases.end("grammar")
+            accepted, state = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, allowed, state)
+            phases.end("accept")
             logprobs = None
             if plan.top_logprobs is not None:
                 logits = verified.forward.logits.index_select(0, accepted.path)
                 logprobs = logprobs_of(logits, accepted.tokens, plan.top_logprobs)
-            result = step_result(accepted, verified.tree, logprobs)
+            result = step_result(accepted, tree, logprobs)
+            phases.end("emit")
+            if constraint is not None:
+                constraint.advance(result.tokens)
+                phases.end("grammar")
             past += len(result.tokens)
-            yield result
+            yield replace(result, phases=phases.seconds)
+
+
+class _Phases:
+    """Seconds of a step by its parts. On a CPU only: elsewhere the host would time what it issues, not what runs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._is_timed = device.type == "cpu"
+        self._last = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """The time since the last phase was this one's."""
+        if self._is_timed:
+            now = time.perf_counter()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+            self._last = now

@@ -10,6 +10,7 @@ import torch
 
 from medusa_core.acceptance import Acceptance, AcceptanceRule
 from medusa_core.adjustments import Adjustments
+from medusa_core.constraints import Constraint
 from medusa_core.decoding import Logprobs
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.tree import SOURCES, CandidateTree
@@ -21,12 +22,14 @@ __all__ = ["DecodePlan", "Runner", "StepResult", "TokenLogprobs", "step_result",
 class DecodePlan:
     """What stays fixed over the steps of one request.
 
+    constraint:   the answer on its way through a grammar, which the runner moves on; None without one.
     top_logprobs: report how likely each token was, with so many alternatives; None reports nothing.
     """
 
     drafter: Drafter
     adjustments: Adjustments
     rule: AcceptanceRule
+    constraint: Constraint | None
     top_logprobs: int | None
 
 
@@ -49,13 +52,18 @@ class StepResult:
     tokens:   emitted tokens, accepted drafts then the bonus.
     drafted:  used nodes of the tree by who drafted them, root not counted.
     accepted: who drafted each accepted token.
+    head_hits: whether each head's likeliest token was the one emitted at its depth, for the heads whose guess followed
+               accepted tokens only.
     logprobs: one for each token, when the plan asks for them.
+    phases:   seconds spent in each part of the step; empty where the host does not wait for the device in between.
     """
 
     tokens: list[int]
     drafted: dict[str, int]
     accepted: list[str]
+    head_hits: list[bool]
     logprobs: list[TokenLogprobs] | None
+    phases: dict[str, float]
 
 
 def step_result(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> StepResult:
@@ -63,15 +71,19 @@ def step_result(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | 
 
     logprobs: of the tokens along the path, as many as there are places on it.
     """
-    parts = accepted.count[None], accepted.path, accepted.tokens, tree.used.long(), tree.source
-    (count,), path, tokens, used, source = _split(torch.cat(parts).tolist(), [part.shape[0] for part in parts])
+    guesses = tree.guesses if tree.guesses is not None else tree.tokens[:0]
+    parts = accepted.count[None], accepted.path, accepted.tokens, tree.used.long(), tree.source, guesses
+    values = _split(torch.cat(parts).tolist(), [part.shape[0] for part in parts])
+    (count,), path, tokens, used, source, guessed = values
     names = [SOURCES[index] for index in source]
     drafted = Counter(name for name, is_used in zip(names[1:], used[1:], strict=True) if is_used)
     return StepResult(
         tokens=tokens[:count],
         drafted=dict(drafted),
         accepted=[names[node] for node in path[1:count]],
+        head_hits=[guess == token for guess, token in zip(guessed, tokens[:count], strict=False)],
         logprobs=to_host(logprobs)[:count] if logprobs is not None else None,
+        phases={},
     )
 
 

@@ -1,64 +1,115 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 
 from medusa_core.backbone import Backbone, TransformersBackbone
 from medusa_core.config import SpeculationParams
+from medusa_core.constraints import Grammar
 from medusa_core.decoding import bucket, prefill
 from medusa_core.drafters import MedusaDrafter
-from medusa_core.engine import GenerationRequest, never
+from medusa_core.engine import Engine, GenerationRequest, never
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import FAMILIES, GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
+from tests.tiny_tokenizers import grammar_vocabulary
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-SAMPLINGS = {
-    "greedy": GREEDY,
-    "seeded": SamplingParams(temperature=1.0, seed=11),
-    "filtered": SamplingParams(temperature=0.8, top_p=0.9, top_k=20, min_p=0.02, seed=2**63 + 5),
-    "penalised": SamplingParams(
-        temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.4, seed=0
+LENGTH = 40
+END = 2
+ARRAY = {"type": "array", "items": {"enum": ["ab", "ba", "aab", 12, {"a": 0}]}, "minItems": 5, "maxItems": 6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a request asks for.
+
+    is_predicted: whether the client predicts the answer, with some of it changed.
+    is_json:      whether the answer follows a grammar.
+    """
+
+    sampling: SamplingParams
+    is_predicted: bool = False
+    is_json: bool = False
+
+    def options(self, plain: Sequence[int]) -> dict[str, Any]:
+        """The request's other fields, given what the answer will be."""
+        predicted = (*plain[:9], 8, 8, *plain[11:20], *plain[25:]) if self.is_predicted else ()
+        grammar = Grammar.json_schema(ARRAY, is_lenient=False).text if self.is_json else None
+        return {"prediction": predicted, "grammar": grammar}
+
+
+CASES = {
+    "greedy": Case(GREEDY),
+    "seeded": Case(SamplingParams(temperature=1.0, seed=11)),
+    "filtered": Case(SamplingParams(temperature=0.8, top_p=0.9, top_k=20, min_p=0.02, seed=2**63 + 5)),
+    "top_p": Case(SamplingParams(temperature=1.0, top_p=0.7, seed=3)),
+    "min_p": Case(SamplingParams(temperature=1.0, min_p=0.1, seed=4)),
+    "second choice": Case(SamplingParams(temperature=1.0, seed=11, choice=1)),
+    "penalised, greedy": Case(
+        SamplingParams(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.4)
     ),
-    "biased": SamplingParams(
-        temperature=1.0, frequency_penalty=1.5, logit_bias=((4, 3.0), (7, -100.0)), min_tokens=30, seed=12
+    "penalised": Case(SamplingParams(repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.4, seed=6)),
+    "biased, greedy": Case(SamplingParams(temperature=0.0, logit_bias=((4, 3.0), (7, -100.0)), min_tokens=30)),
+    "biased": Case(SamplingParams(frequency_penalty=1.5, logit_bias=((4, 3.0), (7, -100.0)), min_tokens=30, seed=12)),
+    "json, greedy": Case(GREEDY, is_json=True),
+    "json": Case(SamplingParams(temperature=1.0, seed=8), is_json=True),
+    "predicted, greedy": Case(GREEDY, is_predicted=True),
+    "predicted": Case(SamplingParams(temperature=1.0, seed=9), is_predicted=True),
+    "all at once": Case(
+        SamplingParams(top_p=0.95, presence_penalty=0.5, logit_bias=((9, 2.0),), min_tokens=60, seed=10),
+        is_predicted=True,
+        is_json=True,
     ),
 }
-LENGTH = 40
 
 
-def answers(backbone: Backbone, sampling: SamplingParams) -> dict[str, list[int]]:
-    """One answer per drafter; every one of them must be the plain one."""
+def engines(backbone: Backbone, plain: Sequence[int]) -> dict[str, Engine]:
+    """An engine for each way to draft."""
     heads = random_heads(backbone.lm_head)
-    plain = run(make_engine(backbone), PROMPT, sampling, max_tokens=LENGTH)
     oracle = Oracle(plain, len(PROMPT), backbone.vocab_size)
     bushy = TreeTopology.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
     static = MedusaDrafter.static(heads, torch.ones(heads.config.num_heads), bushy)
-    dynamic = MedusaDrafter.best_nodes(heads, torch.ones(heads.config.num_heads), 16)
-    with_heads = make_engine(backbone, heads, tree_nodes=16)
-    chain = SpeculationParams(mode="chain")
+    options: Any = {"eos": (END,), "vocabulary": grammar_vocabulary(backbone.vocab_size, END)}
     return {
-        "plain": plain,
-        "heads and lookup": run(with_heads, PROMPT, sampling, max_tokens=LENGTH),
-        "dynamic tree": run(make_engine(backbone, drafter=dynamic, tree_nodes=16), PROMPT, sampling, max_tokens=LENGTH),
-        "chain": run(with_heads, PROMPT, sampling, max_tokens=LENGTH, speculation=chain),
-        "static tree": run(make_engine(backbone, drafter=static), PROMPT, sampling, max_tokens=LENGTH),
-        "oracle": run(make_engine(backbone, drafter=oracle, tree_nodes=16), PROMPT, sampling, max_tokens=LENGTH),
+        "plain": make_engine(backbone, **options),
+        "heads and branches": make_engine(backbone, heads, tree_nodes=16, **options),
+        "heads alone": make_engine(backbone, heads, tree_nodes=16, has_lookup=False, **options),
+        "branches alone": make_engine(backbone, tree_nodes=12, **options),
+        "static tree": make_engine(backbone, drafter=static, **options),
+        "oracle": make_engine(backbone, drafter=oracle, tree_nodes=16, **options),
     }
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_every_drafter_gives_the_plain_answer_on_the_mock(sampling: SamplingParams) -> None:
-    found = answers(MockBackbone(), sampling)
+def answers(backbone: Backbone, case: Case) -> dict[str, list[int]]:
+    """One answer per drafter; every one of them must be the plain one."""
+    off = SpeculationParams(mode="off")
+    options = {**case.options(()), "max_tokens": LENGTH}
+    plain = run(engines(backbone, ())["plain"], PROMPT, case.sampling, speculation=off, **options)
+    options |= case.options(plain)
+    made = engines(backbone, plain)
+    found = {name: run(engine, PROMPT, case.sampling, **options) for name, engine in made.items()}
+    chain = SpeculationParams(mode="chain")
+    chained = run(made["heads and branches"], PROMPT, case.sampling, speculation=chain, **options)
+    return {**found, "chain": chained, "off": plain}
 
-    assert all(answer == found["plain"] for answer in found.values()), found
-    assert len(set(found["plain"])) > 5
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_drafter_gives_the_plain_answer_on_the_mock(case: Case) -> None:
+    found = answers(MockBackbone(), case)
+
+    assert all(answer == found["off"] for answer in found.values()), found
+    assert len(set(found["off"])) > 5
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_drafter_gives_the_plain_answer(family: str, sampling: SamplingParams) -> None:
-    found = answers(TransformersBackbone(tiny_model(family)), sampling)
+def test_every_drafter_gives_the_plain_answer(family: str, case: Case) -> None:
+    found = answers(TransformersBackbone(tiny_model(family)), case)
 
-    assert all(answer == found["plain"] for answer in found.values()), found
+    assert all(answer == found["off"] for answer in found.values()), found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,31 +190,25 @@ def test_a_scored_prompt_has_the_log_probabilities_of_its_own_tokens(chunk: int)
     assert found.last.logits.shape == (1, backbone.vocab_size)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_log_probabilities_are_the_models_own_whatever_drafts(family: str, sampling: SamplingParams) -> None:
-    model = tiny_model(family)
-    backbone = TransformersBackbone(model)
-    plain_engine, tree_engine = make_engine(backbone), make_engine(backbone, random_heads(backbone.lm_head), 16)
-    plain = run(plain_engine, PROMPT, sampling, max_tokens=LENGTH)
-    engines = [
-        plain_engine,
-        tree_engine,
-        make_engine(backbone, drafter=Oracle(plain, len(PROMPT), backbone.vocab_size), tree_nodes=16),
-    ]
-    request = GenerationRequest(tuple(PROMPT), sampling, max_tokens=LENGTH, top_logprobs=3)
+def test_log_probabilities_are_the_models_own_whatever_drafts(family: str, case: Case) -> None:
+    backbone = TransformersBackbone(tiny_model(family))
+    options = {**case.options(()), "max_tokens": LENGTH}
+    plain = run(engines(backbone, ())["plain"], PROMPT, case.sampling, **options)
+    request = GenerationRequest(tuple(PROMPT), case.sampling, top_logprobs=3, **(options | case.options(plain)))
     straight = backbone.forward(
         CandidateTree.chain(torch.tensor(PROMPT + plain)), torch.tensor(0), backbone.new_cache(64), 64
     )
     expected = straight.logits[len(PROMPT) - 1 : -1].log_softmax(-1)
 
-    for engine in engines:
+    for name, engine in engines(backbone, plain).items():
         found = [entry for delta in engine.generate(request) for entry in delta.logprobs or ()]
 
         chosen = torch.tensor([entry.logprob for entry in found])
         likeliest = torch.tensor([[value for _, value in entry.top] for entry in found])
-        assert torch.allclose(chosen, expected[torch.arange(LENGTH), torch.tensor(plain)], atol=1e-4)
-        assert torch.allclose(likeliest, expected.topk(3).values, atol=1e-4)
+        assert torch.allclose(chosen, expected[torch.arange(len(plain)), torch.tensor(plain)], atol=1e-4), name
+        assert torch.allclose(likeliest, expected.topk(3).values, atol=1e-4), name
 
 
 def test_visible_rows_come_in_buckets_that_cover_what_is_needed() -> None:

@@ -1,13 +1,17 @@
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from medusa_core.checkpoints import save_heads
 from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.constraints import Grammar
 from medusa_core.engine import Delta, Engine, GenerationRequest
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.sampling import SamplingParams
 from tests.cast import GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
+from tests.tiny_tokenizers import grammar_vocabulary
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
 PLAIN = run(make_engine(MockBackbone()), PROMPT, max_tokens=60)
@@ -307,3 +311,108 @@ def test_another_answer_to_a_prompt_that_is_gone_computes_it() -> None:
     run(engine, (7, 7, 7), GREEDY, max_tokens=3)
 
     assert run(engine, PROMPT, second, max_tokens=9) == expected
+
+
+LIST = Grammar.json_schema({"type": "array", "items": {"enum": ["ab", "ba", 12]}, "minItems": 3, "maxItems": 5}, False)
+END = 2
+
+
+def grammar_engine(heads: bool = True) -> Engine:
+    backbone = MockBackbone()
+    found = random_heads(backbone.lm_head) if heads else None
+    vocabulary = grammar_vocabulary(backbone.vocab_size, END)
+    return make_engine(backbone, found, tree_nodes=12, eos=(END,), vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(2.0, seed=5)], ids=["greedy", "seeded"])
+def test_an_answer_that_follows_a_grammar_ends_with_it(sampling: SamplingParams, ignore_eos: bool) -> None:
+    engine = grammar_engine()
+    request = GenerationRequest(PROMPT, sampling, grammar=LIST.text, ignore_eos=ignore_eos)
+    found = list(engine.generate(request))
+    tokens = [token for delta in found for token in delta.tokens]
+
+    walk = grammar_vocabulary(MockBackbone().vocab_size, END).compile(LIST.text)
+    for token in tokens:
+        assert walk.allowed()[token // 8] >> (token % 8) & 1
+        walk.advance([token])
+    assert tokens.count(END) == 1 and tokens[-1] == END
+    assert found[-1].finish_reason == "stop"
+
+
+def test_what_a_grammar_forces_is_drafted_and_accepted_with_and_without_heads() -> None:
+    for heads in (True, False):
+        request = GenerationRequest(PROMPT, SamplingParams(1.0, seed=5), grammar=LIST.text)
+        steps = [delta.step for delta in grammar_engine(heads).generate(request) if delta.step is not None]
+
+        assert "grammar" in {source for step in steps for source in step.accepted}
+        assert all({"draft", "verify", "grammar", "accept", "emit"} == set(step.phases) for step in steps)
+
+
+def test_no_branch_that_the_grammar_forbids_counts_as_drafted() -> None:
+    """Behind the list only its end may come, so a tree of twelve nodes holds one."""
+    request = GenerationRequest(PROMPT, GREEDY, grammar=Grammar.choice(["ab"]).text, max_tokens=1)
+    engine = grammar_engine()
+    assert len(list(engine.generate(request))) == 1
+
+    whole = list(engine.generate(replace(request, max_tokens=None)))
+    assert [delta.step.drafted for delta in whole if delta.step is not None] == [{"grammar": 1}]
+
+
+def test_a_grammar_that_cannot_be_used_is_refused_before_anything_is_computed() -> None:
+    engine = grammar_engine()
+
+    with pytest.raises(InvalidParameter, match="grammar"):
+        next(engine.generate(GenerationRequest(PROMPT, GREEDY, grammar="start: nowhere")))
+    assert run(engine, PROMPT, max_tokens=20) == [token for token in PLAIN[: [*PLAIN, END].index(END) + 1][:20]]
+
+
+def test_a_right_prediction_is_accepted_deeper_than_heads_reach() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=12)
+    request = GenerationRequest(PROMPT, GREEDY, max_tokens=46, prediction=tuple(PLAIN[:46]))
+    steps = [delta.step for delta in engine.generate(request) if delta.step is not None]
+
+    # one token from the prompt, then nine a step: eight predicted, and the bonus
+    assert [len(step.accepted) for step in steps] == [8] * 5
+    assert {source for step in steps for source in step.accepted} == {"prediction"}
+
+
+def test_a_prediction_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match="token id 23"):
+        next(make_engine(MockBackbone()).generate(GenerationRequest(PROMPT, GREEDY, prediction=(23,))))
+
+
+def test_rows_of_the_cache_are_shared_between_equal_salts_only() -> None:
+    engine = make_engine(MockBackbone())
+
+    def cached(salt: str | None, choice: int = 0) -> int:
+        sampling = SamplingParams(1.0, seed=1, choice=choice)
+        first = next(engine.generate(GenerationRequest(PROMPT, sampling, max_tokens=3, cache_salt=salt)))
+        assert first.prompt is not None
+        return first.prompt.cached_tokens
+
+    assert [cached(None), cached(None), cached("a"), cached("a"), cached("b", 1), cached("a"), cached(None)] == [
+        0, 7, 0, 7, 0, 0, 0,
+    ]  # fmt: skip
+
+
+def test_a_head_is_judged_by_the_tokens_behind_accepted_ones() -> None:
+    backbone = MockBackbone()
+    heads = random_heads(backbone.lm_head, 3)
+    engine = make_engine(backbone, heads, tree_nodes=16)
+    found = list(engine.generate(GenerationRequest(PROMPT, SamplingParams(1.0, seed=3), max_tokens=80)))
+    steps = [delta.step for delta in found if delta.step is not None]
+
+    assert all(len(step.head_hits) == min(3, len(step.accepted) + 1) for step in steps)
+    hits = [hit for step in steps for hit in step.head_hits]
+    assert any(hits) and not all(hits)
+    off = GenerationRequest(PROMPT, GREEDY, SpeculationParams(mode="off"), max_tokens=5)
+    assert all(delta.step.head_hits == () for delta in engine.generate(off) if delta.step is not None)
+
+
+def test_a_loaded_engine_has_timed_its_plain_step(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    engine = Engine.load(EngineConfig(model=str(tmp_path)))
+
+    assert 0.0 < engine.info.plain_step_s < 10.0

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import torch
 
-from medusa_core.drafters import DraftState, MedusaDrafter
+from medusa_core.config import SpeculationParams
+from medusa_core.drafters import Asked, DrafterSource, DraftState, Grammatical, MedusaDrafter, forced_branch
 from medusa_core.tree import TreeTopology
-from tests.cast import random_heads
+from tests.cast import CPU, random_heads
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
 HIDDEN = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -24,8 +27,19 @@ def test_a_topology_deeper_than_the_heads_is_pruned_to_them() -> None:
 
 def test_a_hot_head_loses_nodes_to_the_others() -> None:
     def nodes_at_depth_one(temperatures: list[float]) -> int:
-        tree = MedusaDrafter.best_nodes(HEADS, torch.tensor(temperatures), 12).draft(STATE)
+        source = DrafterSource(HEADS, torch.tensor(temperatures), 12, 3, False, CPU)
+        tree = source.get(Asked(SpeculationParams(), (), 1, False)).draft(STATE)
         return int((tree.depth == 1).sum())
 
     # a flat first head offers many equal first tokens; a sharp one spends the nodes below its favourite
     assert nodes_at_depth_one([20.0, 1.0, 1.0]) > nodes_at_depth_one([0.05, 1.0, 1.0])
+
+
+def test_the_first_head_of_a_chain_guesses_what_the_grammar_allows() -> None:
+    allowed = torch.zeros(23, dtype=torch.bool)
+    allowed[[7, 9]] = True
+    state = replace(STATE, grammar=Grammatical(allowed, forced_branch([], 3, CPU)))
+    tree = MedusaDrafter.static(HEADS, torch.ones(3), TreeTopology.chain(3)).draft(state)
+
+    assert int(tree.tokens[1]) in (7, 9)
+    assert tree.tokens[2:].tolist() == HEADS(HIDDEN).argmax(-1).tolist()[1:]

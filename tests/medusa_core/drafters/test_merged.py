@@ -1,43 +1,90 @@
 import torch
 
-from medusa_core.drafters import DraftState, MergedDrafter
+from medusa_core.config import SpeculationParams
+from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState, Grammatical, forced_branch
 from medusa_core.engine import GenerationRequest
+from medusa_core.heads import DraftHeads
 from medusa_core.sampling import SamplingParams
-from medusa_core.tree import SOURCES
-from tests.cast import GREEDY, MockBackbone, make_engine, random_heads, run
+from medusa_core.tree import SOURCES, CandidateTree
+from tests.cast import CPU, GREEDY, MockBackbone, make_engine, random_heads, run
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
 HIDDEN = torch.randn(16, generator=torch.Generator().manual_seed(1))
 
 
-def state(sequence: list[int]) -> DraftState:
+def merged(
+    num_nodes: int = 16, heads: DraftHeads | None = HEADS, prediction: tuple[int, ...] = (), has_grammar: bool = False
+) -> Drafter:
+    source = DrafterSource(heads, torch.ones(3), num_nodes, 8, True, CPU)
+    return source.get(Asked(SpeculationParams(), prediction, 3, has_grammar))
+
+
+def state(sequence: list[int], grammar: Grammatical | None = None) -> DraftState:
     history = torch.tensor(sequence + [0] * 12)
-    return DraftState(torch.tensor(sequence[-1]), HIDDEN, torch.tensor(len(sequence) - 1), history=history)
+    return DraftState(torch.tensor(sequence[-1]), HIDDEN, torch.tensor(len(sequence) - 1), None, history, grammar)
+
+
+def sources_of(tree: CandidateTree) -> set[str]:
+    return {SOURCES[source] for source in tree.source[tree.used][1:].tolist()}
+
+
+def deepest_path(tree: CandidateTree) -> list[int]:
+    deepest = tree.ancestors[int(tree.depth.masked_fill(~tree.used, 0).argmax())]
+    path: list[int] = tree.tokens[deepest].tolist()
+    return path
 
 
 def test_a_tree_holds_guesses_of_the_heads_and_what_was_looked_up_deeper_than_they_reach() -> None:
-    drafter = MergedDrafter.best_nodes(HEADS, torch.ones(3), 16, 8)
+    drafter = merged()
     tree = drafter.draft(state([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4]))
 
-    sources = {SOURCES[source] for source in tree.source[tree.used][1:].tolist()}
-    deepest = tree.ancestors[int(tree.depth.masked_fill(~tree.used, 0).argmax())]
-    assert sources == {"heads", "lookup"}
-    assert tree.tokens[deepest].tolist() == [4, 5, 6, 7, 8, 9, 10, 1, 2]
+    assert sources_of(tree) == {"heads", "lookup"}
+    assert deepest_path(tree) == [4, 5, 6, 7, 8, 9, 10, 1, 2]
     assert tree.max_depth == drafter.max_depth == 8
 
 
 def test_without_a_match_all_nodes_are_the_heads() -> None:
-    tree = MergedDrafter.best_nodes(HEADS, torch.ones(3), 16, 8).draft(state([1, 2, 3]))
+    tree = merged().draft(state([1, 2, 3]))
 
     assert bool(tree.used.all())
     assert tree.source.tolist() == [0] * 16
 
 
 def test_a_small_tree_is_no_deeper_than_its_nodes() -> None:
-    drafter = MergedDrafter.best_nodes(HEADS, torch.ones(3), 4, 8)
+    drafter = merged(num_nodes=4)
 
     assert drafter.max_depth == 3
     assert drafter.draft(state([1, 2, 1, 2])).num_nodes == 4
+
+
+def test_lookup_prediction_and_heads_share_one_tree() -> None:
+    sequence = [1, 2, 3, 4, 5, 6, 1, 2]
+    tree = merged(prediction=(4, 5, 6, 1, 2, 9, 8, 7)).draft(state(sequence))
+
+    assert sources_of(tree) == {"heads", "lookup", "prediction"}
+    assert deepest_path(tree)[0] == 2
+    depth_one = tree.tokens[tree.used & (tree.depth == 1)].tolist()
+    assert {3, 9} <= set(depth_one)  # what followed 1 2 in the sequence, and in the prediction
+
+
+def test_only_what_the_grammar_allows_next_is_drafted_and_what_it_forces_is_drafted_first() -> None:
+    allowed = torch.zeros(23, dtype=torch.bool)
+    allowed[[11]] = True
+    grammar = Grammatical(allowed, forced_branch([11, 12, 13], 8, CPU))
+    tree = merged(has_grammar=True).draft(state([1, 2, 3, 1, 2, 3], grammar))
+
+    assert tree.tokens[tree.used & (tree.depth == 1)].tolist() == [11]
+    forced = [int(node) for node in tree.used.nonzero()[:, 0] if SOURCES[int(tree.source[node])] == "grammar"]
+    assert tree.tokens[forced].tolist() == [11, 12, 13]
+
+
+def test_without_heads_predictions_and_grammars_still_draft() -> None:
+    drafter = merged(heads=None, prediction=(4, 5, 6, 1, 2, 9, 8, 7))
+    tree = drafter.draft(state([1, 2, 3, 4, 5, 6, 1, 2]))
+
+    assert sources_of(tree) == {"lookup", "prediction"}
+    assert tree.guesses is None
+    assert not bool(tree.used.all())
 
 
 def test_a_sequence_that_repeats_is_believed_and_credited_to_lookup() -> None:

@@ -1,34 +1,55 @@
 import torch
 
-from medusa_core.config import SpeculationParams
-from medusa_core.drafters import DrafterSource, MedusaDrafter, MergedDrafter, RootOnly
+from medusa_core.config import SpeculationMode, SpeculationParams
+from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, MergedDrafter, RootOnly
+from medusa_core.heads import DraftHeads
 from tests.cast import CPU, random_heads
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
 
 
-def test_equal_parameters_get_the_same_drafter() -> None:
-    source = DrafterSource(HEADS, torch.ones(3), 8, 8, CPU)
+def drafter(
+    mode: SpeculationMode = "auto",
+    heads: DraftHeads | None = HEADS,
+    max_nodes: int | None = None,
+    prediction: tuple[int, ...] = (),
+    has_grammar: bool = False,
+    has_lookup: bool = True,
+) -> Drafter:
+    source = DrafterSource(heads, torch.ones(3), 8, 8, has_lookup, CPU)
+    return source.get(Asked(SpeculationParams(mode, max_nodes), prediction, 1, has_grammar))
 
-    assert source.get(SpeculationParams()) is source.get(SpeculationParams())
-    assert source.get(SpeculationParams(max_nodes=4)) is not source.get(SpeculationParams())
+
+def test_the_costly_part_of_a_tree_is_made_once() -> None:
+    source = DrafterSource(HEADS, torch.ones(3), 8, 8, True, CPU)
+
+    def made(max_nodes: int) -> set[int]:
+        drafter = source.get(Asked(SpeculationParams(max_nodes=max_nodes), (), 1, False))
+        return {id(part) for part in vars(drafter).values() if type(part).__name__ == "BestNodes"}
+
+    assert made(8) == made(8) != made(4)
 
 
-def test_without_heads_every_mode_is_plain_decoding() -> None:
-    source = DrafterSource(None, torch.ones(0), 8, 8, CPU)
+def test_without_heads_every_mode_is_plain_decoding_until_somebody_knows_what_comes() -> None:
+    for mode in ("auto", "tree", "chain"):
+        assert isinstance(drafter(mode, heads=None), RootOnly)
 
-    assert isinstance(source.get(SpeculationParams(mode="tree")), RootOnly)
+    assert isinstance(drafter(heads=None, prediction=(1, 2)), MergedDrafter)
+    assert isinstance(drafter(heads=None, has_grammar=True), MergedDrafter)
 
 
 def test_off_and_a_single_node_are_plain_decoding() -> None:
-    source = DrafterSource(HEADS, torch.ones(3), 8, 8, CPU)
-
-    assert isinstance(source.get(SpeculationParams(mode="off")), RootOnly)
-    assert isinstance(source.get(SpeculationParams(max_nodes=1)), RootOnly)
+    assert isinstance(drafter("off", prediction=(1, 2), has_grammar=True), RootOnly)
+    assert isinstance(drafter(max_nodes=1), RootOnly)
 
 
-def test_lookup_joins_the_heads_unless_it_is_off() -> None:
-    tree = SpeculationParams(mode="tree")
+def test_a_chain_is_a_fixed_shape_of_the_heads() -> None:
+    chain = drafter("chain")
 
-    assert isinstance(DrafterSource(HEADS, torch.ones(3), 8, 8, CPU).get(tree), MergedDrafter)
-    assert isinstance(DrafterSource(HEADS, torch.ones(3), 8, 0, CPU).get(tree), MedusaDrafter)
+    assert isinstance(chain, MedusaDrafter)
+    assert (chain.num_nodes, chain.max_depth) == (4, 3)
+
+
+def test_lookup_reaches_deeper_than_the_heads_unless_it_is_off() -> None:
+    assert drafter().max_depth == 7
+    assert drafter(has_lookup=False).max_depth == 3

@@ -26,6 +26,7 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
         Oracle(plain, len(PROMPT), backbone.vocab_size),
         Adjustments.of_request(sampling, PROMPT, (), backbone.vocab_size, CPU),
         make_rule(Sampler(sampling, CPU), SpeculationParams()),
+        constraint=None,
         top_logprobs=None,
     )
     state = DraftState(torch.tensor(plain[0]), computed.last.hidden[0], torch.tensor(len(PROMPT)))

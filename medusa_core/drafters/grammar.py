@@ -1,0 +1,45 @@
+"""What a grammar tells a drafter: spans that it forces become branches, and what it forbids next is not drafted.
+
+The grammar itself is followed on the host; here are the tensors made of what it says.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medusa_core.drafters.drafter import DraftState
+from medusa_core.tree import IMPOSSIBLE, Branch
+
+__all__ = ["GrammarBranch", "forced_branch", "only_allowed"]
+
+
+def only_allowed(log_probs: Tensor, allowed: Tensor) -> Tensor:
+    """Log-probabilities [K, V] whose first row holds the tokens in `allowed` [V] bool alone, renormalised.
+
+    Returns [K, V]; what is not allowed is at IMPOSSIBLE.
+    """
+    first = log_probs[:1].masked_fill(~allowed, -torch.inf).log_softmax(dim=-1)
+    # a grammar allows one token at least, so there is no row of NaN; never above 0, or a child outscores its parent
+    return torch.cat([first.clamp(min=IMPOSSIBLE, max=0.0), log_probs[1:]])
+
+
+def forced_branch(tokens: Sequence[int], depth: int, device: torch.device) -> Branch:
+    """The branch of D = `depth` tokens that begins with a forced span: nothing else can be drawn there."""
+    span = list(tokens[:depth])
+    padded = [*span, *[0] * (depth - len(span))]
+    scores = [0.0] * len(span) + [IMPOSSIBLE] * (depth - len(span))
+    return Branch(torch.tensor(padded, device=device), torch.tensor(scores, device=device))
+
+
+class GrammarBranch:
+    """Proposes the span that the grammar forces behind the root.
+
+    On BFCL and API-Bank 37-50 % of the tokens of tool calls are determined by their grammar
+    (github.com/sgl-project/sglang, issue 17062).
+    """
+
+    def propose(self, state: DraftState) -> Branch:
+        """See BranchDrafter.propose; needs `state.grammar`."""
+        assert state.grammar is not None, "the runner says what the grammar of a constrained answer forces"
+        return state.grammar.forced
