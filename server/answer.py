@@ -71,6 +71,7 @@ class Tally:
     _decode_s: float = 0.0
     _acceptance_lengths: list[int] = field(default_factory=list)
     _last_delta: float = 0.0
+    _rows: int = 0
 
     def count(self, delta: TokenDelta, used: int, is_prompt_new: bool) -> None:
         """Count a delta of which `used` tokens were delivered; a prompt counts with its first answer."""
@@ -78,6 +79,8 @@ class Tally:
         gap_s, self._last_delta = now - self._last_delta, now
         self._completion_tokens += used
         self.metrics.generation_tokens.inc(used)
+        self._rows = used + (self._rows if delta.prompt is None else delta.prompt.prompt_tokens)
+        self.metrics.set_cache_rows(self._rows)
         if delta.prompt is not None and is_prompt_new:
             self._prompt_tokens += delta.prompt.prompt_tokens
             self._cached_tokens += delta.prompt.cached_tokens
@@ -86,19 +89,19 @@ class Tally:
             return
         # a cut may fall inside the accepted path; the bonus is the first to go
         accepted = Counter(delta.step.accepted[:used])
-        drafted, length = sum(delta.step.drafted.values()), accepted.total()
+        length = accepted.total()
         self._step_tokens += used
         self._decode_s += delta.step.seconds
         self._acceptance_lengths.extend([0] * (length + 1 - len(self._acceptance_lengths)))
         self._acceptance_lengths[length] += 1
-        self.metrics.count_step(self.mode, used, drafted, length, gap_s)
+        self.metrics.count_step(self.mode, delta.step, used, gap_s)
         self._drafted.update(delta.step.drafted)
         self._accepted.update(accepted)
         for source, count in delta.step.drafted.items():
             self.metrics.count_source(source, count, accepted[source])
 
     def close(self, outcome: str) -> None:
-        """Count the request once; outcome is a finish reason, abort or error."""
+        """Count the request once; outcome is a finish reason, timeout, abort or error."""
         if self.is_closed:
             return
         self.is_closed = True

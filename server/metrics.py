@@ -1,6 +1,7 @@
 """Prometheus metrics, collected in the server's process: names, labels and buckets in one place."""
 
 import math
+from collections.abc import Mapping
 from importlib import metadata
 
 from prometheus_client import (
@@ -15,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from server.worker.messages import PromptStats, WorkerInfo
+from server.worker.messages import PromptStats, StepStats, WorkerInfo
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "ModelMetrics"]
 
@@ -24,6 +25,7 @@ FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.7
 GAP_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 2.5, 5, 10, 20, 30, 60, 120, 240, 480)
 NODES = (1, 8, 16, 32, 64, 128)
+PHASE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 # One worker per server; replicas are told apart by their scrape target.
 WORKER = "0"
 
@@ -74,6 +76,26 @@ class ModelMetrics:
         self.cache_hits = counter("prompt_cache_hits", "prompts with a cached prefix")
         self.cache_hit_tokens = counter("prompt_cache_hit_tokens", "prompt tokens found in the cache")
         self._model_name = model_name
+        self._context = info.max_context
+        plain = Gauge("medusa_plain_step_seconds", "a step that decides one token", ["model_name"], registry=registry)
+        plain.labels(model_name).set(info.plain_step_s)
+        self._cache_usage = Gauge(
+            "medusa_kv_cache_usage_ratio", "rows of the cache in use, 0 to 1", ["model_name"], registry=registry
+        ).labels(model_name)
+        self._phases = Histogram(
+            "medusa_step_seconds",
+            "parts of a step, where the host can time them",
+            ["model_name", "phase"],
+            buckets=PHASE_S,
+            registry=registry,
+        )
+        labels = ["model_name", "head"]
+        self._head_correct = Counter(
+            "medusa_head_top1_correct", "first guesses of a head that were emitted", labels, registry=registry
+        )
+        self._head_evaluated = Counter(
+            "medusa_head_evaluated", "first guesses of a head behind accepted tokens", labels, registry=registry
+        )
         labels = ["model_name", "source"]
         self._drafted = Counter("medusa_drafted_tokens", "draft tokens verified, by source", labels, registry=registry)
         self._accepted = Counter(
@@ -104,9 +126,15 @@ class ModelMetrics:
         if prompt.cached_tokens > 0:
             self.cache_hits.inc()
 
-    def count_step(self, mode: str, emitted: int, drafted: int, accepted: int, gap_s: float) -> None:
-        """A step whose tokens were delivered, `emitted` and `accepted` after every cut, gap_s after the one before."""
+    def count_step(self, mode: str, step: StepStats, emitted: int, gap_s: float) -> None:
+        """A step of whose tokens the first `emitted` were delivered, gap_s after the one before."""
+        drafted, accepted = sum(step.drafted.values()), len(step.accepted[:emitted])
         self._steps.labels(self._model_name, mode).inc()
+        for phase, seconds in step.phases.items():
+            self._phases.labels(self._model_name, phase).observe(seconds)
+        for head, is_hit in enumerate(step.head_hits[:emitted], start=1):
+            self._head_evaluated.labels(self._model_name, str(head)).inc()
+            self._head_correct.labels(self._model_name, str(head)).inc(1 if is_hit else 0)
         self.tokens_per_step.observe(emitted)
         self.acceptance_length.observe(accepted)
         self.tree_nodes.observe(drafted + 1)
@@ -121,13 +149,17 @@ class ModelMetrics:
         for position in range(accepted):
             self._accepted_per_position.labels(self._model_name, str(position)).inc()
 
+    def set_cache_rows(self, rows: int) -> None:
+        """So many tokens of a sequence are in the cache, or about to be."""
+        self._cache_usage.set(min(1.0, rows / self._context))
+
     def count_source(self, source: str, drafted: int, accepted: int) -> None:
         """Drafts of one source in a delivered step."""
         self._drafted.labels(self._model_name, source).inc(drafted)
         self._accepted.labels(self._model_name, source).inc(accepted)
 
     def count_request(self, endpoint: str, finish_reason: str) -> None:
-        """An answer has ended: stop, length, abort or error."""
+        """A request has ended: stop, length, tool_calls, timeout, abort or error."""
         self._requests.labels(self._model_name, endpoint, finish_reason).inc()
 
 
@@ -155,6 +187,15 @@ class Metrics:
         self._up = Gauge("medusa_worker_up", "1 while the worker can answer", ["worker"], registry=self._registry)
         self._build = Gauge(
             "medusa_build_info", "always 1; what is running", ["version", "torch", "device"], registry=self._registry
+        )
+        self._heartbeat = Gauge(
+            "medusa_worker_last_heartbeat_seconds",
+            "Unix time of the worker's last sign of life",
+            ["worker"],
+            registry=self._registry,
+        )
+        self._memory = Gauge(
+            "medusa_device_memory_bytes", "memory of the device, by kind", ["kind"], registry=self._registry
         )
         self.running = gauge("num_requests_running", "requests being decoded")
         self.waiting = gauge("num_requests_waiting", "requests in the queue")
@@ -195,6 +236,12 @@ class Metrics:
     def set_worker_up(self, is_up: bool) -> None:
         """Whether the worker can answer."""
         self._up.labels(WORKER).set(1 if is_up else 0)
+
+    def count_heartbeat(self, now_s: float, memory: Mapping[str, int]) -> None:
+        """The worker lives, at this Unix time, and its device holds so many bytes of each kind."""
+        self._heartbeat.labels(WORKER).set(now_s)
+        for kind, held in memory.items():
+            self._memory.labels(kind).set(held)
 
     def expose(self) -> bytes:
         """The text format of Prometheus; its content type is CONTENT_TYPE_LATEST."""

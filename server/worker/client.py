@@ -37,6 +37,7 @@ from server.worker.messages import (
     Failed,
     FromWorker,
     Generate,
+    Heartbeat,
     Load,
     LoadFailed,
     Progress,
@@ -255,6 +256,8 @@ class WorkerClient:
         return True
 
     def _on_message(self, message: FromWorker) -> None:
+        # every message is a sign of life, and some tell of the device
+        self._metrics.count_heartbeat(time.time(), message.memory if isinstance(message, Heartbeat) else {})
         if isinstance(message, TokenDelta):
             if self._running is not None:
                 self._running.put(message)

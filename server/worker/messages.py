@@ -2,7 +2,7 @@
 
 To the worker: Load once, then Generate and Cancel in turn, Shutdown at the end.
 From the worker: Progress while loading, then Ready or LoadFailed; for every Generate any number of
-TokenDelta and exactly one of Done and Failed.
+TokenDelta and exactly one of Done and Failed; Heartbeat at any time.
 """
 
 from typing import Literal
@@ -16,6 +16,7 @@ __all__ = [
     "FinishReason",
     "FromWorker",
     "Generate",
+    "Heartbeat",
     "Load",
     "LoadFailed",
     "Progress",
@@ -128,6 +129,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     heads: str | None
     tree_nodes: int
     max_depth: int
+    plain_step_s: float
     default_sampling: dict[str, float | int]
 
 
@@ -137,6 +139,15 @@ class RemoteError(msgspec.Struct, frozen=True):
     name: str
     message: str
     param: str | None
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The worker lives; sent about once a second while it is idle, and at the end of every answer.
+
+    memory: bytes of the device by kind, allocated and reserved; empty on a CPU.
+    """
+
+    memory: dict[str, int]
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -173,13 +184,17 @@ class PromptStats(msgspec.Struct, frozen=True):
 class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """One verifying forward pass and its duration.
 
-    drafted:  drafts checked, by who proposed them.
-    accepted: who proposed each accepted draft, in order; the bonus is nobody's.
+    drafted:   drafts checked, by who proposed them.
+    accepted:  who proposed each accepted draft, in order; the bonus is nobody's.
+    head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
+    phases:    seconds of each part of the step; empty where nobody waited for the device to learn them.
     """
 
     drafted: dict[str, int]
     accepted: list[str]
+    head_hits: list[bool]
     seconds: float
+    phases: dict[str, float]
 
 
 class TokenDelta(msgspec.Struct, frozen=True, tag=True):
@@ -212,7 +227,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Progress | Ready | LoadFailed | TokenDelta | Done | Failed
+FromWorker = Heartbeat | Progress | Ready | LoadFailed | TokenDelta | Done | Failed
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:

@@ -19,6 +19,7 @@ from server.worker.messages import (
     Failed,
     FromWorker,
     Generate,
+    Heartbeat,
     Load,
     LoadFailed,
     Progress,
@@ -38,6 +39,8 @@ __all__ = ["EngineFactory", "WorkerEngine", "load_engine", "run"]
 
 logger = logging.getLogger("medusa.worker")
 
+HEARTBEAT_S = 1.0
+
 
 class WorkerEngine(Protocol):
     """What the worker needs of an engine, in the words of the messages."""
@@ -45,6 +48,10 @@ class WorkerEngine(Protocol):
     @property
     def info(self) -> WorkerInfo:
         """What was loaded."""
+        ...
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of the device by kind; empty where there is nothing to tell."""
         ...
 
     def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
@@ -83,8 +90,13 @@ class _CoreEngine:
             heads=info.heads,
             tree_nodes=info.tree_nodes,
             max_depth=info.max_depth,
+            plain_step_s=info.plain_step_s,
             default_sampling=dict(info.default_sampling),
         )
+
+    def device_memory(self) -> dict[str, int]:
+        memory: dict[str, int] = self._engine.device_memory()
+        return memory
 
     def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
         from medusa_core import GenerationRequest, SamplingParams, SpeculationParams
@@ -117,6 +129,9 @@ class _CoreEngine:
             ignore_eos=request.ignore_eos,
             top_logprobs=request.top_logprobs,
             score_prompt=request.score_prompt,
+            grammar=request.grammar,
+            prediction=tuple(request.prediction),
+            cache_salt=request.cache_salt,
         )
         for delta in self._engine.generate(generation, should_stop):
             prompt, step = delta.prompt, delta.step
@@ -128,7 +143,9 @@ class _CoreEngine:
                 else PromptStats(
                     prompt.prompt_tokens, prompt.cached_tokens, prompt.prefill_s, _logprobs(prompt.logprobs)
                 ),
-                step=None if step is None else StepStats(step.drafted, list(step.accepted), step.seconds),
+                step=None
+                if step is None
+                else StepStats(step.drafted, list(step.accepted), list(step.head_hits), step.seconds, step.phases),
                 finish_reason=delta.finish_reason,
                 logprobs=_logprobs(delta.logprobs),
             )
@@ -192,6 +209,9 @@ class _Worker:
 
     def serve(self, engine: WorkerEngine) -> None:
         while not self._is_ending:
+            self.send(Heartbeat(engine.device_memory()))
+            if not self._connection.poll(HEARTBEAT_S):
+                continue
             message = decode_to_worker(self._connection.recv_bytes())
             if isinstance(message, Generate):
                 self.answer(engine, message)

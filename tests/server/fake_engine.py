@@ -38,10 +38,14 @@ class FakeEngine:
             heads=load.heads,
             tree_nodes=DRAFTED + 1,
             max_depth=8,
+            plain_step_s=0.005,
             default_sampling={"temperature": 0.0},
         )
         self._last: list[int] = []
         self._salt: str | None = None
+
+    def device_memory(self) -> dict[str, int]:
+        return {"allocated": 1000, "reserved": 2000}
 
     def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
         seed = request.sampling.seed
@@ -74,7 +78,7 @@ class FakeEngine:
             stop = next((index for index, token in enumerate(tokens) if token in stops), None)
             tokens = tokens if stop is None else tokens[: stop + 1]
             left -= len(tokens)
-            step = None if count == 1 else StepStats({"heads": DRAFTED}, ["heads"] * (TOKENS_PER_STEP - 1), 0.002)
+            step = None if count == 1 else StepStats({"heads": DRAFTED}, ["heads"] * (TOKENS_PER_STEP - 1), [], 0.002, {})
             reason = "stop" if stop is not None else "length" if left == 0 else None
             told = prompt if count == 1 else None
             yield TokenDelta(request.id, tokens, told, step, reason, _logprobs(request, tokens))

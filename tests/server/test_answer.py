@@ -9,13 +9,13 @@ from server.token_scores import ScoredToken
 from server.worker.messages import FinishReason, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
 from tests.tiny_tokenizers import save_byte_level
 
-INFO = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, {})
+INFO = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {})
 PROMPT = PromptStats(5, 2, 0.1, None)
 # in the tiny tokenizer "!" is 2, '"' is 3, "#" is 4 and so on
 
 
 def step(*tokens: int, accepted: int = 2, reason: FinishReason | None = None) -> TokenDelta:
-    return TokenDelta(1, list(tokens), None, StepStats({"heads": 7}, ["heads"] * accepted, 0.01), reason, None)
+    return TokenDelta(1, list(tokens), None, StepStats({"heads": 7}, ["heads"] * accepted, [], 0.01, {}), reason, None)
 
 
 def first(token: int, reason: FinishReason | None = None) -> TokenDelta:
@@ -79,9 +79,9 @@ def test_a_cut_step_counts_what_was_delivered(answer: Callable[..., Answer]) -> 
 def test_sources_add_up_to_the_totals_also_when_a_step_is_cut(answer: Callable[..., Answer]) -> None:
     one = answer("$")
     one.take(first(2))
-    mixed = StepStats({"heads": 5, "lookup": 2}, ["heads", "lookup", "lookup"], 0.01)
+    mixed = StepStats({"heads": 5, "lookup": 2}, ["heads", "lookup", "lookup"], [], 0.01, {})
     one.take(TokenDelta(1, [3, 4, 5, 6], None, mixed, None, None))
-    one.take(TokenDelta(1, [7, 8], None, StepStats({"heads": 7}, ["heads"], 0.01), None, None))
+    one.take(TokenDelta(1, [7, 8], None, StepStats({"heads": 7}, ["heads"], [], 0.01, {}), None, None))
 
     found = one.tally.speculation()
 
@@ -134,7 +134,7 @@ def test_an_echo_comes_first_and_moves_the_offsets(codec: TextCodec) -> None:
     found = one.take(TokenDelta(1, [2], prompt, None, None, [score(-1)]))
 
     assert found == Piece("#$!", (ScoredToken(4, 0, None), ScoredToken(5, 1, score(-7)), ScoredToken(2, 2, score(-1))))
-    assert one.take(TokenDelta(1, [3], None, StepStats({"heads": 7}, [], 0.01), "length", [score(-2)])).tokens == (
+    assert one.take(TokenDelta(1, [3], None, StepStats({"heads": 7}, [], [], 0.01, {}), "length", [score(-2)])).tokens == (
         ScoredToken(3, 3, score(-2)),
     )
 

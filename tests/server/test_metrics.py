@@ -1,9 +1,10 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Metrics
-from server.worker.messages import PromptStats, WorkerInfo
+from server.worker.messages import PromptStats, StepStats, WorkerInfo
+from tests.server.running import MODEL, Running
 
-INFO = WorkerInfo("demo", "cpu", "float32", 300, 4096, [1], 4, None, 8, 3, {})
+INFO = WorkerInfo("demo", "cpu", "float32", 300, 4096, [1], 4, None, 8, 3, 0.005, {})
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
@@ -41,8 +42,8 @@ def test_a_replaced_worker_keeps_what_was_counted() -> None:
 def test_a_step_without_drafts_is_a_step_but_no_draft() -> None:
     metrics = Metrics("demo", 4)
     model = metrics.of_model(INFO)
-    model.count_step("off", emitted=1, drafted=0, accepted=0, gap_s=0.01)
-    model.count_step("tree", emitted=3, drafted=7, accepted=2, gap_s=0.03)
+    model.count_step("off", StepStats({}, [], [], 0.01, {}), emitted=1, gap_s=0.01)
+    model.count_step("tree", StepStats({"heads": 7}, ["heads"] * 2, [], 0.03, {}), emitted=3, gap_s=0.03)
     found = samples(metrics)
 
     assert found["medusa_decode_steps_total", "off"] == 1
@@ -82,3 +83,59 @@ def test_a_worker_is_down_until_it_is_up() -> None:
     assert samples(metrics)["medusa_worker_up", "0"] == 0
     metrics.set_worker_up(True)
     assert samples(metrics)["medusa_worker_up", "0"] == 1
+
+
+def test_a_head_is_judged_by_what_was_delivered_only() -> None:
+    metrics = Metrics("demo", 1)
+    step = StepStats({"heads": 7}, ["heads", "heads"], [True, False, True], 0.01, {"verify": 0.004, "draft": 0.001})
+    metrics.of_model(INFO).count_step("tree", step, emitted=2, gap_s=0.01)
+    found = samples(metrics)
+
+    assert [found["medusa_head_evaluated_total", head] for head in ("1", "2")] == [1, 1]
+    assert [found["medusa_head_top1_correct_total", head] for head in ("1", "2")] == [1, 0]
+    assert ("medusa_head_evaluated_total", "3") not in found
+    assert found["medusa_step_seconds_sum", "verify"] == 0.004
+
+
+def test_the_plain_step_and_the_rows_in_use_are_told() -> None:
+    metrics = Metrics("demo", 1)
+    metrics.of_model(INFO).set_cache_rows(75)
+    found = samples(metrics)
+
+    assert found["medusa_plain_step_seconds", ""] == 0.005
+    assert found["medusa_kv_cache_usage_ratio", ""] == 0.25
+
+
+def test_a_sign_of_life_brings_the_devices_memory() -> None:
+    metrics = Metrics("demo", 1)
+    metrics.count_heartbeat(1000.0, {"allocated": 5, "reserved": 9})
+    metrics.count_heartbeat(1001.0, {})
+    found = samples(metrics)
+
+    assert found["medusa_worker_last_heartbeat_seconds", "0"] == 1001.0
+    assert found["medusa_device_memory_bytes", "reserved"] == 9
+
+
+NAMES = """
+medusa_tokens_per_step medusa_acceptance_length medusa_decode_steps_total medusa_spec_decode_num_drafts_total
+medusa_spec_decode_num_draft_tokens_total medusa_spec_decode_num_accepted_tokens_total
+medusa_spec_decode_num_accepted_tokens_per_pos_total medusa_head_top1_correct_total medusa_head_evaluated_total
+medusa_drafted_tokens_total medusa_accepted_tokens_total medusa_tree_nodes medusa_step_seconds
+medusa_plain_step_seconds medusa_request_prompt_tokens medusa_request_generation_tokens medusa_requests_total
+medusa_http_requests_total medusa_requests_rejected_total medusa_requests_cancelled_total medusa_num_requests_running
+medusa_num_requests_waiting medusa_queue_capacity medusa_request_queue_time_seconds
+medusa_time_to_first_token_seconds medusa_inter_token_latency_seconds medusa_inter_step_latency_seconds
+medusa_e2e_request_latency_seconds medusa_prefill_time_seconds medusa_decode_time_seconds medusa_prompt_tokens_total
+medusa_generation_tokens_total medusa_prompt_cache_queries_total medusa_prompt_cache_hits_total
+medusa_prompt_cache_hit_tokens_total medusa_worker_up medusa_worker_last_heartbeat_seconds
+medusa_worker_restarts_total medusa_kv_cache_usage_ratio medusa_model_load_seconds medusa_device_memory_bytes
+medusa_build_info process_resident_memory_bytes python_info
+""".split()
+
+
+def test_every_promised_metric_is_exposed_by_a_running_server(server: Running) -> None:
+    server.post("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "Hello world"}]})
+    exposed = server.get("/metrics").text
+    families = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE ")}
+
+    assert sorted(set(NAMES) - families) == []

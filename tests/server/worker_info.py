@@ -13,5 +13,6 @@ INFO = WorkerInfo(
     None,
     8,
     8,
+    0.005,
     {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
 )

@@ -49,7 +49,7 @@ def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate |
     [
         Progress("loading", 0.5),
         TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1, None), None, None, None),
-        TokenDelta(1, [7], None, StepStats({"heads": 7}, [], 0.1), "stop", [TokenLogprobs(-0.25, [(7, -0.25)])]),
+        TokenDelta(1, [7], None, StepStats({"heads": 7}, [], [], 0.1, {}), "stop", [TokenLogprobs(-0.25, [(7, -0.25)])]),
         Done(1),
         Failed(1, RemoteError("EngineError", "no", None)),
     ],
@@ -64,6 +64,6 @@ def test_a_message_of_the_other_direction_is_refused() -> None:
 
 
 def test_a_delta_of_four_tokens_is_small() -> None:
-    step = StepStats({"heads": 15}, ["heads"] * 3, 0.01)
+    step = StepStats({"heads": 15}, ["heads"] * 3, [], 0.01, {})
 
     assert len(encode(TokenDelta(1, [30000] * 4, None, step, None, None))) < 120
