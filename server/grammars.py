@@ -1,0 +1,37 @@
+"""Grammars tried before a request is queued: a bad one is refused with the reason, and the worker never sees it."""
+
+import threading
+
+from medusa_core.constraints import Grammar, GrammarVocabulary
+from medusa_core.errors import InvalidParameter
+from medusa_core.text import TextCodec
+from server.worker.messages import WorkerInfo
+
+__all__ = ["Grammars"]
+
+
+class Grammars:
+    """Compiles grammars for the tokens of one model, which are prepared with the first. Safe to use from threads."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._lock = threading.Lock()
+        self._vocabulary: GrammarVocabulary | None = None
+
+    def check(self, grammar: Grammar, info: WorkerInfo, param: str) -> None:
+        """Compile a grammar and ask it what may come first; takes a moment, so not on the event loop.
+
+        param: the field that asked for it.
+
+        Raises InvalidParameter when it cannot be followed.
+        """
+        try:
+            self._of(info).compile(grammar.text)
+        except InvalidParameter as error:
+            raise InvalidParameter(str(error), param) from error
+
+    def _of(self, info: WorkerInfo) -> GrammarVocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = GrammarVocabulary(self._codec.tokenizer_json, info.vocab_size, info.eos_token_ids)
+            return self._vocabulary
