@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -109,11 +110,20 @@ def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]
         answering.check_model(body.model)
         info = answering.worker.ready_info()
         messages = [message.for_template() for message in body.messages]
-        prompt = await asyncio.to_thread(answering.codec.encode_chat, messages)
+        encode = partial(
+            answering.codec.encode_chat,
+            messages,
+            add_generation_prompt=body.starts_turn,
+            continue_final_message=body.continue_final_message,
+            template_arguments=body.chat_template_kwargs,
+        )
+        prompt = await asyncio.to_thread(encode)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         check_prompt(prompt, max_tokens, info, "messages")
         generate = to_generate(body, prompt, max_tokens, info, body.top_logprobs_wanted, score_prompt=False)
-        wanted = several(generate, body.answers_wanted, lambda: answering.codec.stream(body.stop), None, first=0)
+        # an answer is a text of its own, unless it goes on with one
+        stream = partial(answering.codec.stream, body.stop, prompt if body.continue_final_message else ())
+        wanted = several(generate, body.answers_wanted, stream, None, first=0)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)
         shape = ChatShape(*identity, include_usage, answering.codec)

@@ -1,12 +1,13 @@
 """POST /v1/chat/completions: request and answers."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import TypedDict
 
-from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from medusa_core.errors import InvalidParameter
 from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
+from server.schemas.messages import Message, TemplateArguments, check_ending
 
 __all__ = [
     "AssistantMessage",
@@ -19,71 +20,16 @@ __all__ = [
     "ChatTokenLogprob",
     "ChunkChoice",
     "Delta",
-    "Message",
 ]
-
-
-def _content(value: object) -> object:
-    """A string, or text parts joined as they are."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of parts")
-    texts: list[str] = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal"):
-            if isinstance(kind, str):
-                raise UnsupportedParameter(
-                    "messages", f"a content part of type {kind[:64]!r}; the model reads text only"
-                )
-            raise ValueError("has a part that is no object with a type")
-        text = part.get(kind)
-        if not isinstance(text, str):
-            raise ValueError(f"has a {kind} part without a string {kind!r}")
-        texts.append(text)
-    return "".join(texts)
-
-
-CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-        {"type": "null"},
-    ]
-}
-
-
-class Message(BaseModel):
-    """One turn of a conversation; keys that no template knows are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | None, BeforeValidator(_content), WithJsonSchema(CONTENT_SCHEMA)] = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """The message as templates expect it: absent keys left out, content always text."""
-        message = self.model_dump(exclude_none=True)
-        message["role"] = "system" if self.role == "developer" else self.role
-        message["content"] = self.content if self.content is not None else ""
-        return message
 
 
 class ChatRequest(GenerationFields):
     """Answer a conversation."""
 
     messages: list[Message] = Field(min_length=1)
+    add_generation_prompt: bool | None = None
+    continue_final_message: Flag = False
+    chat_template_kwargs: TemplateArguments = Field(default_factory=dict)
     max_completion_tokens: int | None = Field(None, ge=1, lt=INT64)
     max_tokens: int | None = Field(None, ge=1, lt=INT64)
     logprobs: Flag = False
@@ -94,6 +40,16 @@ class ChatRequest(GenerationFields):
         if self.top_logprobs and not self.logprobs:
             raise InvalidParameter("top_logprobs needs logprobs: true", "top_logprobs")
         return self
+
+    @model_validator(mode="after")
+    def _the_prompt_can_end_so(self) -> Self:
+        check_ending(self.messages, self.add_generation_prompt, self.continue_final_message)
+        return self
+
+    @property
+    def starts_turn(self) -> bool:
+        """Whether the prompt ends with the start of an assistant's turn."""
+        return self.add_generation_prompt is not False and not self.continue_final_message
 
     @property
     def top_logprobs_wanted(self) -> int | None:

@@ -56,15 +56,11 @@ class NotBuilt:
 
 TOOLS = NotBuilt(([],), "tool calls are not built yet; leave it out")
 GRAMMAR = NotBuilt((), "constrained output is not built yet; leave it out")
-TEMPLATE = NotBuilt(({},), "the chat template is the operator's choice; see --chat-template")
 
 NOT_BUILT: dict[str, NotBuilt] = {
-    "add_generation_prompt": NotBuilt((True,), "an answer always starts a new assistant turn; leave it out"),
     "audio": NotBuilt((), "the model reads and writes text only"),
     "best_of": NotBuilt((1,), "the older endpoint's; ask for n answers and choose among them"),
-    "chat_template": TEMPLATE,
-    "chat_template_kwargs": TEMPLATE,
-    "continue_final_message": NotBuilt((False,), "an answer always starts a new assistant turn; leave it out"),
+    "chat_template": NotBuilt((), "it is the operator's choice; see --chat-template"),
     "documents": NotBuilt(([],), "documents are not built yet; put their text into a message"),
     "echo": NotBuilt((False,), "a conversation is not repeated; leave it out or send false"),
     "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
@@ -78,7 +74,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
     "response_format": NotBuilt(({"type": "text"},), "only text answers are built so far; leave it out"),
     "structured_outputs": GRAMMAR,
-    "suffix": NotBuilt(("",), "text after the answer cannot be given; leave it out"),
+    "suffix": NotBuilt(("",), "the older endpoint's; ask /v1/completions for what stands between two texts"),
     "tool_choice": NotBuilt(("none", "auto"), TOOLS.reason),
     "tools": TOOLS,
     "top_logprobs": NotBuilt((0,), "the number of alternatives stands in logprobs here; leave it out or send 0"),

@@ -17,12 +17,12 @@ EOS = 1
 TOKENS_PER_STEP = 3
 DRAFTED = 7
 CONTEXT = 400
-VOCABULARY = 300
+VOCABULARY, LARGE_VOCABULARY = 300, 400
 
 # seeds
 CRASH_AT_ONCE, CRASH, FAIL, REFUSE, ENDLESS, LONG_PREFILL = 9001, 9002, 9003, 9004, 9005, 9006
 # values of --heads
-MISFIT, DIES, SLOW = "misfit", "dies", "slow"
+MISFIT, DIES, SLOW, LARGE = "misfit", "dies", "slow", "large"
 
 
 class FakeEngine:
@@ -32,7 +32,7 @@ class FakeEngine:
             device="cpu",
             dtype="float32",
             max_context=load.max_context if load.max_context is not None else CONTEXT,
-            vocab_size=VOCABULARY,
+            vocab_size=LARGE_VOCABULARY if load.heads == LARGE else VOCABULARY,
             eos_token_ids=[EOS],
             num_heads=4,
             heads=load.heads,

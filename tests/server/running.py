@@ -62,8 +62,8 @@ class Running:
 
 @contextmanager
 def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True, **options: Any) -> Iterator[Running]:
-    """Serve a tiny tokenizer from `folder`; `options` are settings."""
-    if not (folder / "tokenizer.json").exists():
+    """Serve the tokenizer in `folder`, a tiny one where there is none; `options` are settings."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         save_byte_level(folder)
     settings = Settings(
         model=str(folder),

@@ -1,9 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.server.running import MODEL, Running
+from tests.server import fake_engine
+from tests.server.running import MODEL, Running, running
+from tests.tiny_tokenizers import save_sentencepiece
 
 QUESTION: list[Any] = [{"role": "user", "content": "Grüße 🙂 and more"}]
 # the fake engine repeats the rendered prompt without its special tokens
@@ -128,6 +131,60 @@ def test_a_history_with_tool_calls_and_odd_keys_is_rendered(client: OpenAI) -> N
     answer = client.chat.completions.create(model=MODEL, messages=messages)
 
     assert answer.choices[0].message.content == "user\naddassistant\ntool\n2assistant\n"
+
+
+OPEN_ENDED: list[Any] = [*QUESTION, {"role": "assistant", "content": "Well,"}]
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_an_answer_may_go_on_with_the_last_message(server: Running, is_streaming: bool) -> None:
+    asked: Any = {"model": MODEL, "messages": OPEN_ENDED, "stream": is_streaming}
+    with server.openai() as client:
+        found = client.chat.completions.create(**asked, extra_body={"continue_final_message": True})
+        text = (
+            "".join(chunk.choices[0].delta.content or "" for chunk in found)
+            if is_streaming
+            else found.choices[0].message.content
+        )
+
+    # the fake engine repeats the prompt: no new turn was begun
+    assert text == "user\nGrüße 🙂 and moreassistant\nWell,"
+
+
+def test_an_answer_that_goes_on_keeps_the_space_before_its_first_word(tmp_path: Path) -> None:
+    folder = save_sentencepiece(tmp_path / "vicuna-7b-v1.5")
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    # a sentencepiece's first token is a word with its space
+    messages = [{"role": "assistant", "content": "Hello world"}]
+    with running(folder, chat_template=template, heads=fake_engine.LARGE) as server:
+        asked = {"model": MODEL, "messages": messages, "add_generation_prompt": False}
+        answers = [
+            server.post("/v1/chat/completions", {**asked, "continue_final_message": is_continued}).json()
+            for is_continued in (False, True)
+        ]
+
+    assert [answer["choices"][0]["message"]["content"] for answer in answers] == ["Hello world", " Hello world"]
+
+
+def test_no_new_turn_begins_when_none_is_wanted(server: Running) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "add_generation_prompt": False}
+    answer = server.post("/v1/chat/completions", asked).json()
+
+    assert answer["choices"][0]["message"]["content"] == "user\nGrüße 🙂 and more"
+
+
+def test_a_template_reads_the_arguments_of_the_request(tmp_path: Path) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text("{{ messages[0].content }} {{ enable_thinking is defined and enable_thinking }}")
+    with running(tmp_path, chat_template=template) as server:
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        texts = [
+            server.post("/v1/chat/completions", {**asked, "chat_template_kwargs": arguments}).json()["choices"][0]
+            for arguments in (None, {}, {"enable_thinking": True})
+        ]
+
+    assert [choice["message"]["content"] for choice in texts] == ["hi False", "hi False", "hi True"]
 
 
 def test_streamed_logprobs_are_those_of_the_whole_answer(server: Running) -> None:

@@ -1,29 +1,57 @@
+from typing import Any
+
 import pytest
-from pydantic import ValidationError
 
-from medusa_core.errors import UnsupportedParameter
-from server.schemas.chat import Message
+from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from server.schemas.chat import ChatRequest
+from server.schemas.messages import TEMPLATE_ARGUMENTS
 
-
-def test_a_template_gets_text_and_no_absent_keys() -> None:
-    message = Message.model_validate({"role": "developer", "content": [{"type": "text", "text": "a"}], "type": "text"})
-
-    assert message.for_template() == {"role": "system", "content": "a"}
+ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def test_content_may_be_missing_where_tools_were_called() -> None:
-    message = Message.model_validate({"role": "assistant", "tool_calls": [{"id": "1"}]})
-
-    assert message.for_template() == {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+def request(**fields: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "m", "messages": ANSWERED, **fields})
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
-def test_parts_that_are_no_text_are_refused_by_name(kind: str) -> None:
-    with pytest.raises(UnsupportedParameter, match=kind):
-        Message.model_validate({"role": "user", "content": [{"type": kind, kind: {}}]})
+@pytest.mark.parametrize(
+    ("fields", "starts_turn"),
+    [
+        ({}, True),
+        ({"add_generation_prompt": None, "continue_final_message": None}, True),
+        ({"add_generation_prompt": True, "continue_final_message": False}, True),
+        ({"add_generation_prompt": False}, False),
+        ({"continue_final_message": True}, False),
+        ({"continue_final_message": True, "add_generation_prompt": False}, False),
+    ],
+)
+def test_a_prompt_ends_with_a_new_turn_unless_told(fields: dict[str, Any], starts_turn: bool) -> None:
+    assert request(**fields).starts_turn == starts_turn
 
 
-@pytest.mark.parametrize("content", [1, True, {}, [1], [{}], [{"type": "text"}], [{"type": "text", "text": 1}]])
-def test_content_of_another_kind_is_refused(content: object) -> None:
-    with pytest.raises(ValidationError):
-        Message.model_validate({"role": "user", "content": content})
+def test_a_prompt_cannot_end_in_two_ways() -> None:
+    with pytest.raises(InvalidParameter):
+        request(continue_final_message=True, add_generation_prompt=True)
+
+
+def test_a_template_is_told_scalars_under_known_names_only() -> None:
+    asked = dict.fromkeys(TEMPLATE_ARGUMENTS, "x") | {"thinking": True, "thinking_budget": 5, "date_string": None}
+
+    known = request(chat_template_kwargs=asked).chat_template_kwargs
+    assert known == {"enable_thinking": "x", "preserve_thinking": "x", "reasoning_effort": "x"} | {
+        "thinking": True,
+        "thinking_budget": 5,
+    }
+    assert known["thinking"] is True
+    assert request(chat_template_kwargs=None).chat_template_kwargs == {}
+    for name in ("tokenize", "chat_template", "messages", "\n"):
+        with pytest.raises(UnsupportedParameter) as caught:
+            request(chat_template_kwargs={name: True})
+        assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, float("nan"), float("inf")])
+def test_a_template_is_told_nothing_that_is_no_scalar(value: object) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        request(chat_template_kwargs={"thinking": value})
+
+    assert caught.value.param == "chat_template_kwargs.thinking"
