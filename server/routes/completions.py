@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from medusa_core.text import TextCodec
@@ -99,6 +100,12 @@ def _echo(prompt: str | list[int], tokens: list[int], codec: TextCodec) -> Echo:
     return Echo(text, tuple(tokens), piece.offsets)
 
 
+def _encoded(prompt: str | list[int], suffix: str | None, codec: TextCodec) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    return codec.encode(prompt) if suffix is None else codec.encode_infill(prompt, suffix)
+
+
 def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: TextCodec) -> list[Wanted]:
     """All answers to all prompts, in the order of their index."""
     wanted: list[Wanted] = []
@@ -107,9 +114,12 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: T
     top_logprobs = 0 if top_logprobs is None and body.tries > body.answers_wanted else top_logprobs
     score_prompt = body.echo and body.top_logprobs_wanted is not None
     for prompt in body.prompt:
-        tokens = codec.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = _encoded(prompt, body.suffix, codec)
         check_prompt(tokens, max_tokens, info, "prompt")
         generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt)
+        if body.suffix is not None and not body.ignore_eos:
+            stops = [*generate.stop_token_ids, *codec.infill_ends]
+            generate = msgspec.structs.replace(generate, stop_token_ids=stops)
         echo = _echo(prompt, tokens, codec) if body.echo else None
         stream = partial(codec.stream, body.stop, tokens)
         wanted += several(generate, body.tries, stream, echo, first=len(wanted))

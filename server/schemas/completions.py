@@ -48,6 +48,11 @@ def _false_is_none(value: object) -> object:
     return None if value is False else value
 
 
+def _nothing_is_none(value: object) -> object:
+    """An empty suffix asks for a plain continuation."""
+    return None if value == "" else value
+
+
 PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -71,6 +76,7 @@ class CompletionRequest(GenerationFields):
     logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Flag = False
     best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    suffix: Annotated[str | None, BeforeValidator(_nothing_is_none)] = None
 
     @model_validator(mode="after")
     def _answers_are_bounded(self) -> Self:
@@ -87,6 +93,14 @@ class CompletionRequest(GenerationFields):
     def _something_is_asked_for(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidParameter("max_tokens is 0, which makes sense with echo only; ask for 1 or more", "max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _a_suffix_follows_text(self) -> Self:
+        if self.suffix is not None and self.echo:
+            raise InvalidParameter("suffix excludes echo; ask for one of them", "suffix")
+        if self.suffix is not None and not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise InvalidParameter("suffix needs a prompt of text, not of token ids", "suffix")
         return self
 
     @property

@@ -1,10 +1,14 @@
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from transformers import PreTrainedTokenizerFast
 
-from tests.server.running import MODEL, Running
+from tests.server import fake_engine
+from tests.server.running import MODEL, Running, running
+from tests.tiny_tokenizers import save_byte_level
 
 TEXT = "Hello world, how are you today? 日本語"
 
@@ -84,6 +88,41 @@ def test_a_prompt_may_be_ids_or_a_list_of_one(client: OpenAI, prompt: Any) -> No
     text, _, _ = completed(client, prompt=prompt)
 
     assert text == ("Hello world" if isinstance(prompt[0], str) else '!"#')
+
+
+@pytest.fixture(scope="module")
+def filling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose tokenizer knows a family's tokens for filling a hole."""
+    folder = save_byte_level(tmp_path_factory.mktemp("filling"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    family = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": family})
+    tokenizer.save_pretrained(folder)
+    with running(folder, heads=fake_engine.LARGE) as server:
+        yield server
+
+
+def test_a_suffix_asks_for_what_stands_between_two_texts(filling: Running) -> None:
+    asked: dict[str, Any] = {"prompt": "def f(", "suffix": "):", "max_tokens": 50}
+    with filling.openai() as client:
+        text, reason, _ = completed(client, **asked)
+
+    # the fake engine repeats the task without its special tokens
+    assert (text, reason) == ("def f():", "stop")
+    several = {"model": MODEL, **asked, "prompt": ["a", "<|fim_pad|>b"], "n": 1}
+    choices = filling.post("/v1/completions", several).json()["choices"]
+    assert [choice["text"] for choice in choices] == ["a):", ""]
+    # a padding token would end it, unless the answer is to go on
+    through = filling.post("/v1/completions", {**several, "ignore_eos": True, "max_tokens": 4}).json()["choices"]
+    assert [choice["text"] for choice in through] == ["a):", "b"]
+
+
+def test_a_model_without_tokens_for_it_refuses_a_suffix(server: Running) -> None:
+    refused = server.post("/v1/completions", {"model": MODEL, "prompt": "def f(", "suffix": "):"})
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "suffix"
+    assert "no fill-in-the-middle tokens" in refused.json()["error"]["message"]
 
 
 def test_nulls_are_defaults(server: Running) -> None:

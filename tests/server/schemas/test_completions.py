@@ -31,6 +31,16 @@ def test_anything_else_is_refused(prompt: object) -> None:
         request(prompt=prompt)
 
 
+def test_an_empty_suffix_is_none_and_a_full_one_needs_text_without_echo() -> None:
+    assert request(suffix="b").suffix == "b"
+    assert request(suffix="", echo=True).suffix is None
+    assert request(suffix=None, prompt=[1]).suffix is None
+    for fields in ({"echo": True}, {"prompt": [1, 2]}, {"prompt": [[1], [2]]}):
+        with pytest.raises(InvalidParameter) as caught:
+            request(suffix="b", **fields)
+        assert caught.value.param == "suffix"
+
+
 def test_no_word_for_no_log_probabilities_is_refused() -> None:
     assert request(logprobs=False).top_logprobs_wanted is None
     assert request(logprobs=None).top_logprobs_wanted is None
