@@ -6,7 +6,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -21,13 +20,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
 from server.answering import ARRIVED, Answering
-from server.auth import ApiKeyGuard
+from server.auth import OPEN_PATHS, ApiKeyGuard
 from server.errors import BodyTooLarge, error_response, problem_of
 from server.metrics import Metrics
+from server.openapi import describe
 from server.routes.chat import chat_router
 from server.routes.completions import completions_router
 from server.routes.models import models_router
 from server.routes.ops import ops_router
+from server.routes.tokenize import tokenize_router
 from server.settings import Settings
 from server.streaming import let_streams_finish
 from server.worker.client import WorkerClient
@@ -39,37 +40,6 @@ MAX_HEADER_BYTES = 16384
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "retry-after", "x-should-retry")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-ERROR_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
-ERROR_CONTENT = {"application/json": {"schema": ERROR_SCHEMA}}
-
-GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the answer, or its stream", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    400: {"description": "the request cannot be honoured", "content": ERROR_CONTENT},
-    401: {"description": "the API key is missing or wrong", "content": ERROR_CONTENT},
-    404: {"description": "no such model", "content": ERROR_CONTENT},
-    413: {"description": "the body is too large", "content": ERROR_CONTENT},
-    # FastAPI would document its own shape, which this server never sends
-    422: {"description": "never sent; see 400", "content": ERROR_CONTENT},
-    429: {"description": "the queue is full; see Retry-After", "content": ERROR_CONTENT},
-    500: {"description": "the server failed", "content": ERROR_CONTENT},
-    503: {"description": "loading or shutting down; see Retry-After", "content": ERROR_CONTENT},
-}
 
 
 class BodySizeGuard:
@@ -203,8 +173,10 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
 
     created, timeout_s = int(time.time()), settings.request_timeout_s
     answering = Answering(worker, codec, metrics, settings.served_name, created, timeout_s)
-    app.include_router(chat_router(answering, GENERATION_RESPONSES))
-    app.include_router(completions_router(answering, GENERATION_RESPONSES))
+    app.include_router(chat_router(answering))
+    app.include_router(completions_router(answering))
     app.include_router(models_router(answering))
+    app.include_router(tokenize_router(answering))
     app.include_router(ops_router(worker, metrics))
+    describe(app, OPEN_PATHS, needs_key=bool(keys))
     return app

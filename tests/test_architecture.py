@@ -36,7 +36,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"asking"},
         {"answer"},
         {"streaming", "token_scores", "worker.client", "auth"},
-        {"errors", "metrics", "worker.job", "worker.process"},
+        {"errors", "metrics", "openapi", "worker.job", "worker.process"},
         {"schemas", "settings", "worker.messages"},
     ],
 }

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +13,7 @@ from medusa_core.text import TextCodec
 from server.answer import Piece
 from server.answering import Answering, Whole, fingerprint
 from server.asking import check_prompt, several, to_generate
+from server.openapi import CHAT, generation_responses
 from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import chat_logprobs
@@ -100,11 +101,11 @@ class ChatShape:
         return chunk
 
 
-def chat_router(answering: Answering, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
-    """The endpoint over the given answering; `responses` documents its errors."""
-    router = APIRouter()
+def chat_router(answering: Answering) -> APIRouter:
+    """The endpoint over the given answering."""
+    router = APIRouter(tags=[CHAT])
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=responses)
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=generation_responses())
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, streamed or in one piece."""
         answering.check_model(body.model)

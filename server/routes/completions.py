@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -14,6 +14,7 @@ from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
 from server.answering import Answering, Whole, fingerprint
 from server.asking import Wanted, check_prompt, several, to_generate
+from server.openapi import COMPLETIONS, generation_responses
 from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -126,11 +127,11 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: T
     return wanted
 
 
-def completions_router(answering: Answering, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
-    """The endpoint over the given answering; `responses` documents its errors."""
-    router = APIRouter()
+def completions_router(answering: Answering) -> APIRouter:
+    """The endpoint over the given answering."""
+    router = APIRouter(tags=[COMPLETIONS])
 
-    @router.post("/v1/completions", response_model=Completion, responses=responses)
+    @router.post("/v1/completions", response_model=Completion, responses=generation_responses())
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text, streamed or in one piece."""
         answering.check_model(body.model)

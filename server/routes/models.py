@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from server.answering import Answering
+from server.openapi import MODELS, error_responses
 from server.schemas.models import Model, ModelList
 
 __all__ = ["models_router"]
@@ -10,7 +11,7 @@ __all__ = ["models_router"]
 
 def models_router(answering: Answering) -> APIRouter:
     """What is served; answers while the model still loads, too."""
-    router = APIRouter()
+    router = APIRouter(tags=[MODELS])
 
     def served() -> Model:
         info = answering.worker.info
@@ -22,13 +23,13 @@ def models_router(answering: Answering) -> APIRouter:
             "max_model_len": info.max_context if info is not None else None,
         }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=error_responses())
     async def models() -> ModelList:
         """Every served model."""
         return {"object": "list", "data": [served()]}
 
     # :path, since Hugging Face ids hold a slash
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses=error_responses(404))
     async def model(name: str) -> Model:
         """One served model, 404 for any other."""
         answering.check_model(name)

@@ -1,8 +1,8 @@
 """POST /v1/chat/completions: request and answers."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from medusa_core.errors import InvalidParameter
@@ -23,10 +23,19 @@ __all__ = [
 ]
 
 
+EXAMPLE: dict[str, Any] = {
+    "model": "demo",
+    "messages": [{"role": "user", "content": "What does textwrap.dedent do?"}],
+    "max_tokens": 64,
+}
+
+
 class ChatRequest(GenerationFields):
     """Answer a conversation."""
 
-    messages: list[Message] = Field(min_length=1)
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     add_generation_prompt: bool | None = None
     continue_final_message: Flag = False
     chat_template_kwargs: TemplateArguments = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -20,6 +20,7 @@ __all__ = [
     "Flag",
     "GenerationFields",
     "NotBuilt",
+    "RequestFields",
     "SourceCounts",
     "SpeculationFields",
     "SpeculationStats",
@@ -199,10 +200,45 @@ class SpeculationFields(BaseModel):
         return SpeculationParams(**self.model_dump(exclude_none=True))
 
 
-class GenerationFields(BaseModel):
-    """Fields of both endpoints. Numbers are strict: neither true nor "0.5" is one."""
+class RequestFields(BaseModel):
+    """What holds for every request: text that is text, known fields honoured or refused, others ignored by name.
+
+    Numbers are strict: neither true nor "0.5" is one.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            _refuse_broken_text(value)
+        return value
+
+    @model_validator(mode="after")
+    def _known_fields_are_honoured(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            entry = NOT_BUILT.get(name)
+            if entry is None or value is None or any(_is_same(value, neutral) for neutral in entry.neutral):
+                continue
+            raise UnsupportedParameter(name, entry.reason)
+        return self
+
+    def ignored_fields(self) -> str | None:
+        """Value of the header x-ignored-fields: unknown fields by name, None without any.
+
+        Client text never reaches a header raw: odd names and those past the first few are only counted.
+        """
+        unknown = [n for n in (self.model_extra or {}) if n not in NOT_BUILT and n not in ACCEPTED_WITHOUT_EFFECT]
+        if not unknown:
+            return None
+        named = [name for name in unknown if HEADER_NAME.fullmatch(name)][:MAX_NAMED]
+        uncounted = len(unknown) - len(named)
+        return ", ".join([*named, f"+{uncounted}"] if uncounted else named)
+
+
+class GenerationFields(RequestFields):
+    """Fields of both endpoints."""
 
     model: str
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
@@ -231,35 +267,11 @@ class GenerationFields(BaseModel):
         """Answers to each prompt."""
         return self.n if self.n is not None else 1
 
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            _refuse_broken_text(value)
-        return value
-
     @model_validator(mode="after")
-    def _known_fields_are_honoured(self) -> "GenerationFields":
-        for name, value in (self.model_extra or {}).items():
-            entry = NOT_BUILT.get(name)
-            if entry is None or value is None or any(_is_same(value, neutral) for neutral in entry.neutral):
-                continue
-            raise UnsupportedParameter(name, entry.reason)
+    def _stream_options_have_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("stream_options needs stream: true", "stream_options")
         return self
-
-    def ignored_fields(self) -> str | None:
-        """Value of the header x-ignored-fields: unknown fields by name, None without any.
-
-        Client text never reaches a header raw: odd names and those past the first few are only counted.
-        """
-        unknown = [n for n in (self.model_extra or {}) if n not in NOT_BUILT and n not in ACCEPTED_WITHOUT_EFFECT]
-        if not unknown:
-            return None
-        named = [name for name in unknown if HEADER_NAME.fullmatch(name)][:MAX_NAMED]
-        uncounted = len(unknown) - len(named)
-        return ", ".join([*named, f"+{uncounted}"] if uncounted else named)
 
 
 class CachedTokens(TypedDict):

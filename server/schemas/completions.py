@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
 from medusa_core.errors import InvalidParameter
@@ -68,8 +68,13 @@ PROMPT_SCHEMA = {
 }
 
 
+EXAMPLE: dict[str, Any] = {"model": "demo", "prompt": "def read_text(path):\n", "max_tokens": 32}
+
+
 class CompletionRequest(GenerationFields):
     """Continue a text."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     prompt: Annotated[list[str] | list[list[int]], BeforeValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: int | None = Field(None, ge=0, lt=INT64)

@@ -158,7 +158,7 @@ class Message(BaseModel):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[PastCall] | None = None
+    tool_calls: list[PastCall] | None = Field(None, fail_fast=True)
     tool_call_id: str | None = None
     function_call: CalledFunction | None = None
 
