@@ -2,8 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+CLIENTS := .venv-clients/bin
+CLIENTS_STAMP := .venv-clients/.installed
+NODE_CLIENTS := .work/clients/node
+NODE_STAMP := $(NODE_CLIENTS)/.installed
 
-.PHONY: setup serve test lint bench demo clean
+.PHONY: setup serve test test-clients lint bench demo clean
 
 setup: $(STAMP)
 
@@ -18,6 +22,24 @@ serve: setup  ## the demo model on 127.0.0.1:8000
 test: setup  ## the whole test suite
 	$(BIN)/pytest
 
+test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
+	NODE_PATH=$(abspath $(NODE_CLIENTS)/node_modules) $(CLIENTS)/pytest tests/clients
+
+# Only the extra: the project itself would bring torch.
+$(CLIENTS_STAMP): pyproject.toml constraints-clients.txt
+	test -x $(CLIENTS)/python || $(PYTHON) -m venv .venv-clients
+	$(CLIENTS)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["clients"], sep="\n")' > .venv-clients/requirements.txt
+	$(CLIENTS)/pip install --quiet --disable-pip-version-check -c constraints-clients.txt \
+		-r .venv-clients/requirements.txt
+	touch $@
+
+$(NODE_STAMP): tests/clients/node/package.json
+	mkdir -p $(NODE_CLIENTS)
+	cp $< $(NODE_CLIENTS)
+	npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
+	touch $@
+
 lint: setup  ## formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +52,4 @@ demo: setup  ## train the demo model anew, from the standard library to the head
 	$(BIN)/python -m medusa_core.demo.build --work .work/demo
 
 clean:  ## caches, build output and the virtual environment
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -3,3 +3,6 @@
 import torch
 
 torch.set_num_threads(1)
+
+# They talk to a server in an environment of their own: `make test-clients`.
+collect_ignore = ["clients"]

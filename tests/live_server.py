@@ -28,12 +28,16 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Run `command --port N` in the folder until the block ends; yields the server's address once it is ready."""
+    """Run the command in the folder, on a free port, until the block ends; yields the address once it is ready."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with (folder / "server.log").open("w+") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=log
+            command,
+            cwd=folder,
+            env={**environment, "MEDUSA_PORT": str(port)},
+            stdin=subprocess.DEVNULL,
+            stderr=log,
         )
         try:
             wait_until_ready(process, address)
