@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
 from medusa_core.config import AcceptanceName, SpeculationMode, SpeculationParams
@@ -170,7 +170,31 @@ def _token_id(key: object) -> int:
     return int(key)
 
 
-Flag = Annotated[bool, BeforeValidator(_null_is_false)]
+STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS},
+        {"type": "null"},
+    ]
+}
+STOP_IDS_SCHEMA = {
+    "anyOf": [{"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": MAX_STOP_IDS}, {"type": "null"}]
+}
+BIAS_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{TOKEN_ID.pattern}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASES,
+        },
+        {"type": "null"},
+    ]
+}
+FLAG_SCHEMA = {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
+TOP_K_SCHEMA = {"anyOf": [{"type": "integer", "minimum": -1, "exclusiveMaximum": INT64}, {"type": "null"}]}
+
+Flag = Annotated[bool, BeforeValidator(_null_is_false), WithJsonSchema(FLAG_SCHEMA)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -243,17 +267,19 @@ class GenerationFields(RequestFields):
     model: str
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: Probability | None = None
-    top_k: Annotated[int | None, BeforeValidator(_top_k)] = Field(None, ge=0, lt=INT64)
+    top_k: Annotated[int | None, BeforeValidator(_top_k), WithJsonSchema(TOP_K_SCHEMA)] = Field(None, ge=0, lt=INT64)
     min_p: Probability | None = None
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(None, gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)
-    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias)] = Field(default_factory=dict)
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), WithJsonSchema(BIAS_SCHEMA)] = Field(
+        default_factory=dict
+    )
     min_tokens: int | None = Field(None, ge=0, lt=INT64)
-    stop: Annotated[list[str], BeforeValidator(_stops)] = Field(default_factory=list)
-    stop_token_ids: Annotated[list[int], BeforeValidator(_null_is_empty)] = Field(
-        default_factory=list, max_length=MAX_STOP_IDS
+    stop: Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(STOP_SCHEMA)] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[int], BeforeValidator(_null_is_empty), WithJsonSchema(STOP_IDS_SCHEMA)] = Field(
+        default_factory=list, max_length=MAX_STOP_IDS, fail_fast=True
     )
     ignore_eos: Flag = False
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)

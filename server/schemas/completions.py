@@ -68,6 +68,10 @@ PROMPT_SCHEMA = {
 }
 
 
+LOGPROBS_SCHEMA = {
+    "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, {"const": False}, {"type": "null"}]
+}
+
 EXAMPLE: dict[str, Any] = {"model": "demo", "prompt": "def read_text(path):\n", "max_tokens": 32}
 
 
@@ -78,7 +82,9 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[list[str] | list[list[int]], BeforeValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: int | None = Field(None, ge=0, lt=INT64)
-    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none), WithJsonSchema(LOGPROBS_SCHEMA)] = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS
+    )
     echo: Flag = False
     best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     suffix: Annotated[str | None, BeforeValidator(_nothing_is_none)] = None

@@ -83,6 +83,49 @@ def test_the_examples_are_answered(server: Running, schema: dict[str, Any]) -> N
     assert asked == 4
 
 
+def nulls(schema: dict[str, Any], name: str) -> set[str]:
+    """Fields of a request that may be null."""
+    properties = schema["components"]["schemas"][name]["properties"]
+    return {field for field, kind in properties.items() if {"type": "null"} in kind.get("anyOf", [])}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "required"),
+    [
+        ("/v1/chat/completions", "ChatRequest", {"model", "messages"}),
+        ("/v1/completions", "CompletionRequest", {"model", "prompt"}),
+        ("/tokenize", "TokenizeRequest", set()),
+        ("/detokenize", "DetokenizeRequest", {"tokens"}),
+    ],
+)
+def test_what_is_optional_may_be_null_and_is_documented_so(
+    server: Running, schema: dict[str, Any], path: str, name: str, required: set[str]
+) -> None:
+    component = schema["components"]["schemas"][name]
+    example = {**component["examples"][0], "model": "tiny"}
+    optional = component["properties"].keys() - required
+
+    assert set(component.get("required", [])) == required
+    assert nulls(schema, name) == optional
+    answer = server.post(path, {**dict.fromkeys(optional), **example})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("field", "kinds"),
+    [
+        ("stop", ["string", "array", "null"]),
+        ("logit_bias", ["object", "null"]),
+        ("stop_token_ids", ["array", "null"]),
+        ("stream", ["boolean", "null"]),
+    ],
+)
+def test_what_is_read_in_several_ways_is_documented_so(schema: dict[str, Any], field: str, kinds: list[str]) -> None:
+    property = schema["components"]["schemas"]["CompletionRequest"]["properties"][field]
+
+    assert [kind["type"] for kind in property["anyOf"]] == kinds
+
+
 def test_an_open_server_asks_for_no_key(schema: dict[str, Any]) -> None:
     assert "securitySchemes" not in schema["components"]
 
