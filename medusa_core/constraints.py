@@ -6,7 +6,6 @@ tree the tokens that may be drawn are those that may follow the node's own path.
 """
 
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,21 +166,20 @@ class GrammarVocabulary:
         self._ends = tuple(ends)
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(ends))
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
 
     def compile(self, grammar: str) -> Constraint:
         """A fresh walk through a grammar's text.
 
         Raises InvalidParameter for what is no grammar, matches nothing, uses what cannot be enforced, or is too large.
         """
-        with self._lock:
-            matcher = self._compiled.pop(grammar, None)
+        # Threads that meet here compile twice at worst: each of these calls is one operation of the interpreter.
+        matcher = self._compiled.pop(grammar, None)
         matcher = matcher if matcher is not None else self._build(grammar)
-        with self._lock:
-            self._compiled[grammar] = matcher
-            if len(self._compiled) > _KEPT_GRAMMARS:
-                self._compiled.popitem(last=False)
-            return Constraint(matcher.deep_copy(), self._ends)
+        constraint = Constraint(matcher.deep_copy(), self._ends)
+        self._compiled[grammar] = matcher
+        if len(self._compiled) > _KEPT_GRAMMARS:
+            self._compiled.popitem(last=False)
+        return constraint
 
     def _build(self, grammar: str) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits

@@ -40,8 +40,8 @@ class TextStream:
     # tokenizers' DecodeStream raises a bare Exception where byte-fallback tokens change what came before them, so
     # the window is kept here: text grows by what decoding it with the new tokens adds.
 
-    def __init__(self, backend: Tokenizer, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self._backend = backend
+    def __init__(self, backend: Tokenizer, stop: Sequence[str], prompt: Sequence[int], keeps_special: bool) -> None:
+        self._backend, self._keeps_special = backend, keeps_special
         self._stop = tuple(string for string in stop if string)
         self._window = list(prompt[-CONTEXT_TOKENS:])
         self._released = len(self._window)
@@ -97,7 +97,7 @@ class TextStream:
         return self._decode(self._window)[len(released) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._backend.decode(tokens, skip_special_tokens=True)
+        return self._backend.decode(tokens, skip_special_tokens=not self._keeps_special)
 
     def _cut_at_stop(self) -> None:
         matches = [(start + len(string), start) for string in self._stop if (start := self._held.find(string)) >= 0]

@@ -26,6 +26,7 @@ from medusa_core.errors import (
 )
 from medusa_core.infill import INFILL_FORMATS, PREFIX, InfillFormat
 from medusa_core.token_bytes import TokenBytes
+from medusa_core.tool_formats import ToolFormat, tool_format_of
 
 __all__ = ["TextCodec", "TextPiece", "TextStream"]
 
@@ -69,6 +70,8 @@ class TextCodec:
         first = self._backend.encode("a").ids[:1]
         self._added_bos = first if first == [tokenizer.bos_token_id] else []
         self._infill = self._find_infill()
+        added = self._backend.get_added_tokens_decoder()
+        self._added_ids: dict[str, int] = {token.content: number for number, token in added.items()}
 
     @classmethod
     def load(cls, model: str, chat_template_file: Path | None = None) -> "TextCodec":
@@ -194,14 +197,47 @@ class TextCodec:
         """What one token spells; half a character is half its bytes."""
         return self._token_bytes.of(token)
 
-    def stream(self, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> TextStream:
+    def stream(
+        self, stop: Sequence[str] = (), prompt: Sequence[int] = (), keeps_special: bool = False
+    ) -> TextStream:
         """Start the text of one answer.
 
-        stop:   strings that end the answer; empty ones are ignored.
-        prompt: ids the answer continues as running text; keeps the space that some tokenizers drop from the first
-                word of a text. A chat answer is a text of its own and names none.
+        stop:          strings that end the answer; empty ones are ignored.
+        prompt:        ids the answer continues as running text; keeps the space that some tokenizers drop from the
+                       first word of a text. A chat answer is a text of its own and names none.
+        keeps_special: whether special tokens are part of the text, as some formats of tool calls need it.
         """
-        return TextStream(self._backend, stop, prompt)
+        return TextStream(self._backend, stop, prompt, keeps_special)
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the chat template teaches the model to write tool calls; None when it teaches no known way."""
+        return tool_format_of(self._chat_template) if self._chat_template is not None else None
+
+    @property
+    def reads_calls(self) -> bool:
+        """Whether tool calls that the model writes of its own accord can be told from other text."""
+        return self._response_template is not None
+
+    def response_parser(self, prefix: str, tools: Sequence[Mapping[str, Any]]) -> Any:
+        """Transformers' parser for an answer that continues `prefix`; needs `reads_calls`."""
+        assert self._response_template is not None, "an answer is parsed where its format is known"
+        return self._tokenizer.get_response_parser(
+            self._response_template, prefix=prefix, tools=[dict(tool) for tool in tools]
+        )
+
+    def added_token_id(self, text: str) -> int | None:
+        """The id of a token that was added to the vocabulary as a whole, None for text that is spelt in pieces."""
+        return self._added_ids.get(text)
+
+    @property
+    def _response_template(self) -> dict[str, Any] | None:
+        """The tokenizer's own, or the table's for the way of calling that the chat template teaches."""
+        own = getattr(self._tokenizer, "response_template", None)
+        if own is not None:
+            return dict(own)
+        known = self.tool_format
+        return dict(known.response_template) if known is not None else None
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # Of a batch, since encoding a single text keeps the interpreter's lock: for seconds where it is long.

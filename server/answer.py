@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from medusa_core.text import TextStream
 from server.metrics import ModelMetrics
+from server.predicted import PredictionCount
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import ScoredToken
 from server.worker.messages import FinishReason, TokenDelta, TokenLogprobs
@@ -72,6 +73,11 @@ class Tally:
     _acceptance_lengths: list[int] = field(default_factory=list)
     _last_delta: float = 0.0
     _rows: int = 0
+    _predicted: list[PredictionCount] = field(default_factory=list)
+
+    def watch(self, predicted: PredictionCount) -> None:
+        """Tell in usage what became of one answer's prediction."""
+        self._predicted.append(predicted)
 
     def count(self, delta: TokenDelta, used: int, is_prompt_new: bool) -> None:
         """Count a delta of which `used` tokens were delivered; a prompt counts with its first answer."""
@@ -113,12 +119,18 @@ class Tally:
 
     def usage(self) -> Usage:
         """Tokens of the request; a stop token is counted though not shown."""
-        return {
+        usage: Usage = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
             "total_tokens": self._prompt_tokens + self._completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
         }
+        if self._predicted:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(count.accepted for count in self._predicted),
+                "rejected_prediction_tokens": sum(count.rejected for count in self._predicted),
+            }
+        return usage
 
     def speculation(self) -> SpeculationStats:
         """What speculation did; the first token of an answer comes from its prompt and belongs to no step."""
@@ -140,11 +152,12 @@ class Tally:
 class Answer:
     """One answer as it grows: tokens in, text out, everything counted on the way.
 
-    text:    where tokens become text and stop strings are found.
-    tally:   of the request; several answers may share it.
-    echo:    the prompt, when the answer is to begin with it.
-    scored:  whether tokens are reported with their log-probabilities.
-    sibling: the first answer to the same prompt, which paid for it; None for that one itself.
+    text:      where tokens become text and stop strings are found.
+    tally:     of the request; several answers may share it.
+    echo:      the prompt, when the answer is to begin with it.
+    scored:    whether tokens are reported with their log-probabilities.
+    sibling:   the first answer to the same prompt, which paid for it; None for that one itself.
+    predicted: counts what of a predicted output the answer holds; None when nothing was predicted.
     """
 
     text: TextStream
@@ -152,6 +165,7 @@ class Answer:
     echo: Echo | None
     scored: bool
     sibling: "Answer | None"
+    predicted: PredictionCount | None = None
     finish_reason: FinishReason | None = None
     _prompt_logprobs: Sequence[TokenLogprobs] | None = None
     _logprob: float = 0.0
@@ -173,6 +187,8 @@ class Answer:
         self._was_stopped = piece.stopped
         self.finish_reason = "stop" if piece.stopped else delta.finish_reason
         self.tally.count(delta, used, is_prompt_new=self.sibling is None)
+        if self.predicted is not None:
+            self.predicted.take(delta.tokens[:used])
         logprobs = delta.logprobs[:used] if delta.logprobs is not None else []
         self._tokens += len(logprobs)
         self._logprob += sum(entry.logprob for entry in logprobs)

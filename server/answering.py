@@ -19,7 +19,9 @@ from medusa_core.text import TextCodec
 from server.answer import Answer, Piece, Tally
 from server.asking import Wanted
 from server.auth import KEY_LABEL
+from server.grammars import Grammars
 from server.metrics import Metrics
+from server.predicted import PredictionCount
 from server.schemas.common import GenerationFields, SpeculationStats, Usage
 from server.streaming import stream_response
 from server.worker.client import WorkerClient
@@ -74,12 +76,16 @@ class AnswerShape(Protocol):
         """Chunks before the first text of an answer."""
         ...
 
-    def piece(self, index: int, piece: Piece) -> Mapping[str, Any]:
-        """A chunk of text."""
+    def piece(self, index: int, piece: Piece) -> Sequence[Mapping[str, Any]]:
+        """Chunks of what is new."""
         ...
 
-    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> Mapping[str, Any]:
-        """The chunk that says why an answer ended; statistics come with the last one."""
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> Sequence[Mapping[str, Any]]:
+        """What was held back, and the chunk that says why an answer ended; statistics come with the last one."""
+        ...
+
+    def outcome(self, index: int, reason: FinishReason) -> str:
+        """The finish_reason that the client is told, once the answer has been written."""
         ...
 
     def usage(self, usage: Usage) -> Mapping[str, Any]:
@@ -128,6 +134,7 @@ class Answering:
 
     worker: WorkerClient
     codec: TextCodec
+    grammars: Grammars
     metrics: Metrics
     model_name: str
     created: int
@@ -173,7 +180,7 @@ class Answering:
         answers: list[Answer] = []
         for index, one in enumerate(wanted):
             sibling = answers[one.first] if one.first != index else None
-            answers.append(Answer(one.text, tally, one.echo, is_scored, sibling))
+            answers.append(Answer(one.text, tally, one.echo, is_scored, sibling, _watched(one, tally)))
         ignored = body.ignored_fields()
         headers = {"x-ignored-fields": ignored} if ignored is not None else {}
         is_streaming = False
@@ -181,7 +188,9 @@ class Answering:
             if not body.stream:
                 wholes = await unless_gone(request.receive, self._collect(job, answers))
                 chosen = [wholes[index] for index in _likeliest(answers, wanted, kept)]
-                return _json(shape.whole(chosen, tally.usage(), tally.speculation()), headers)
+                whole = shape.whole(chosen, tally.usage(), tally.speculation())
+                tally.close(shape.outcome(len(answers) - 1, wholes[-1].reason))
+                return _json(whole, headers)
             first = await unless_gone(request.receive, _next(job))
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = self._chunks(first, job, answers, tally, shape, include_usage)
@@ -227,7 +236,6 @@ class Answering:
         pieces: list[list[Piece]] = [[] for _ in answers]
         async for index, piece in self._pieces(None, job, answers):
             pieces[index].append(piece)
-        answers[-1].tally.close(_reason(answers[-1]))
         return [Whole(_joined(parts), _reason(answer)) for parts, answer in zip(pieces, answers, strict=True)]
 
     async def _chunks(
@@ -247,17 +255,28 @@ class Answering:
                     for chunk in shape.opening(index):
                         yield chunk
                 reason, is_last = answers[index].finish_reason, index == len(answers) - 1
-                if reason is not None and is_last:
-                    tally.close(reason)
-                if piece:
-                    yield shape.piece(index, piece)
+                chunks = [*shape.piece(index, piece)] if piece else []
                 if reason is not None:
-                    yield shape.finish(index, reason, tally.speculation() if is_last else None)
+                    chunks += shape.finish(index, reason, tally.speculation() if is_last else None)
+                if reason is not None and is_last:
+                    # all is decoded: a client that leaves now has cancelled nothing
+                    tally.close(shape.outcome(index, reason))
+                for chunk in chunks:
+                    yield chunk
         except MedusaError as error:
             tally.close(_outcome(error))
             raise
         if include_usage:
             yield shape.usage(tally.usage())
+
+
+def _watched(one: Wanted, tally: Tally) -> PredictionCount | None:
+    """What counts the prediction of an answer, when there is one, for the request's usage."""
+    if not one.generate.prediction:
+        return None
+    count = PredictionCount(one.generate.prediction)
+    tally.watch(count)
+    return count
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
@@ -280,11 +299,12 @@ def _likeliest(answers: Sequence[Answer], wanted: Sequence[Wanted], kept: int) -
 
 
 def _mode_label(generate: Generate, info: WorkerInfo) -> str:
-    """What `auto` comes to: a tree when there are heads to draft it."""
+    """What `auto` comes to: a tree when there is anybody to draft it."""
     mode = generate.speculation.mode
     if mode != "auto":
         return mode
-    return "tree" if info.num_heads > 0 else "off"
+    has_drafter = info.num_heads > 0 or generate.grammar is not None or generate.prediction
+    return "tree" if has_drafter else "off"
 
 
 async def _next(job: Job) -> tuple[int, TokenDelta]:

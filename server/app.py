@@ -22,6 +22,7 @@ from medusa_core.text import TextCodec
 from server.answering import ARRIVED, Answering
 from server.auth import OPEN_PATHS, ApiKeyGuard
 from server.errors import BodyTooLarge, error_response, problem_of
+from server.grammars import Grammars
 from server.metrics import Metrics
 from server.openapi import describe
 from server.routes.chat import chat_router
@@ -172,7 +173,7 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app.add_middleware(HttpObserver, metrics=metrics)
 
     created, timeout_s = int(time.time()), settings.request_timeout_s
-    answering = Answering(worker, codec, metrics, settings.served_name, created, timeout_s)
+    answering = Answering(worker, codec, Grammars(codec), metrics, settings.served_name, created, timeout_s)
     app.include_router(chat_router(answering))
     app.include_router(completions_router(answering))
     app.include_router(models_router(answering))

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import msgspec
 
 from medusa_core.config import SpeculationParams
+from medusa_core.constraints import Grammar
 from medusa_core.errors import InvalidParameter, PromptTooLong
-from medusa_core.text import TextStream
+from medusa_core.text import TextCodec, TextStream
 from server.answer import Echo
 from server.schemas.common import GenerationFields
 from server.worker.messages import Generate, Sampling, Speculation, WorkerInfo
 
-__all__ = ["Wanted", "check_prompt", "several", "to_generate"]
+__all__ = ["Wanted", "check_prompt", "predicted_tokens", "several", "to_generate"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,15 @@ def to_generate(
     info: WorkerInfo,
     top_logprobs: int | None,
     score_prompt: bool,
+    grammar: Grammar | None,
+    prediction: list[int],
 ) -> Generate:
     """The worker's request; sampling fields that are left out come from the model.
 
     top_logprobs: alternatives to report with each token; None reports no log-probabilities.
     score_prompt: report those of the prompt, too.
+    grammar:      what the answer must match; None leaves it free.
+    prediction:   tokens the client expects.
 
     Raises InvalidParameter for token ids outside the vocabulary and speculation out of range.
     """
@@ -94,10 +99,18 @@ def to_generate(
         ignore_eos=body.ignore_eos,
         top_logprobs=top_logprobs,
         score_prompt=score_prompt,
-        grammar=None,
-        prediction=[],
+        grammar=grammar.text if grammar is not None else None,
+        # what no answer can hold need not travel
+        prediction=prediction[: info.max_context],
         cache_salt=None,
     )
+
+
+def predicted_tokens(body: GenerationFields, codec: TextCodec) -> list[int]:
+    """The tokens of what the client expects, empty when it expects nothing."""
+    if body.prediction is None:
+        return []
+    return codec.encode(body.prediction.content, add_special_tokens=False)
 
 
 def several(

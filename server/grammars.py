@@ -1,10 +1,9 @@
 """Grammars tried before a request is queued: a bad one is refused with the reason, and the worker never sees it."""
 
-import threading
-
 from medusa_core.constraints import Grammar, GrammarVocabulary
 from medusa_core.errors import InvalidParameter
 from medusa_core.text import TextCodec
+from server.schemas.formats import FormatFields
 from server.worker.messages import WorkerInfo
 
 __all__ = ["Grammars"]
@@ -15,8 +14,15 @@ class Grammars:
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
-        self._lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
+
+    def wished(self, fields: FormatFields, info: WorkerInfo) -> Grammar | None:
+        """The grammar of the form that a request asks for, checked; None when it asks for none. See `check`."""
+        wish = fields.wished_form()
+        if wish is None:
+            return None
+        self.check(wish.grammar, info, wish.param)
+        return wish.grammar
 
     def check(self, grammar: Grammar, info: WorkerInfo, param: str) -> None:
         """Compile a grammar and ask it what may come first; takes a moment, so not on the event loop.
@@ -31,7 +37,7 @@ class Grammars:
             raise InvalidParameter(str(error), param) from error
 
     def _of(self, info: WorkerInfo) -> GrammarVocabulary:
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = GrammarVocabulary(self._codec.tokenizer_json, info.vocab_size, info.eos_token_ids)
-            return self._vocabulary
+        if self._vocabulary is None:
+            # two first requests at once prepare it twice, and no more
+            self._vocabulary = GrammarVocabulary(self._codec.tokenizer_json, info.vocab_size, info.eos_token_ids)
+        return self._vocabulary

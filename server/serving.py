@@ -56,7 +56,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     if info.num_heads > 0:
         heads = f"{info.num_heads} draft heads" + (f" from {info.heads}" if info.heads is not None else "")
     else:
-        heads = "none found: every step gives one token; `medusa train` makes some"
+        heads = "none found: only forms and predictions are drafted; `medusa train` makes some"
     question = "What does textwrap.dedent do?" if settings.model == "demo" else "Hello!"
     chat = {"messages": [{"role": "user", "content": question}]}
     completion = {"prompt": question, "max_tokens": 64}

@@ -24,7 +24,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads"},
         {"sampling", "tree", "calibration", "text", "constraints"},
-        {"config", "chat_templates", "detokenizer", "infill", "token_bytes"},
+        {"tool_grammar"},
+        {"config", "chat_templates", "detokenizer", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
     "server": [
@@ -33,17 +34,18 @@ LAYERS: dict[str, list[set[str]]] = {
         {"app"},
         {"routes"},
         {"answering"},
-        {"asking"},
+        {"asking", "calling"},
         {"answer"},
-        {"streaming", "token_scores", "worker.client", "auth"},
-        {"errors", "metrics", "openapi", "worker.job", "worker.process"},
+        {"streaming", "token_scores", "worker.client", "auth", "grammars", "tool_calls"},
+        {"errors", "metrics", "openapi", "predicted", "call_events", "worker.job", "worker.process"},
         {"schemas", "settings", "worker.messages"},
     ],
 }
 
 # What the server may name of the engine: the package's own exports, resolved on first use, and the modules that hold
 # no tensor.
-OPEN_TO_SERVER = {"medusa_core", *(f"medusa_core.{name}" for name in ("config", "errors", "text"))}
+WITHOUT_TENSORS = ("config", "constraints", "errors", "text", "tool_formats", "tool_grammar")
+OPEN_TO_SERVER = {"medusa_core", *(f"medusa_core.{name}" for name in WITHOUT_TENSORS)}
 
 # Who may import a library that shapes whatever touches it; nobody else does.
 RESERVED: dict[str, set[str]] = {

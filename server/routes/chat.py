@@ -3,28 +3,46 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
+from medusa_core.errors import InvalidParameter
 from medusa_core.text import TextCodec
 from server.answer import Piece
 from server.answering import Answering, Whole, fingerprint
-from server.asking import check_prompt, several, to_generate
+from server.asking import Wanted, check_prompt, predicted_tokens, several, to_generate
+from server.call_events import CallOpened, Content, Event, Reasoning, call_delta, fold
+from server.calling import Calling, PlainStream, plan_calls
 from server.openapi import CHAT, generation_responses
-from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChatRequest, ChunkChoice, Delta
+from server.schemas.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    FinishedBy,
+)
 from server.schemas.common import SpeculationStats, Usage
 from server.token_scores import chat_logprobs
-from server.worker.messages import FinishReason
+from server.tool_calls import CallStream
+from server.worker.messages import FinishReason, WorkerInfo
 
 __all__ = ["ChatShape", "chat_router"]
 
 
 @dataclass(frozen=True)
 class ChatShape:
-    """A chat answer on the wire."""
+    """A chat answer on the wire.
+
+    streams:  one for each answer, tells its content from the calls in it.
+    is_named: whether one certain function had to be called.
+    """
 
     id: str
     created: int
@@ -32,6 +50,9 @@ class ChatShape:
     fingerprint: str
     include_usage: bool
     codec: TextCodec
+    streams: Sequence[CallStream]
+    is_named: bool
+    callers: set[int] = field(default_factory=set)
     endpoint: Literal["chat"] = "chat"
 
     def whole(self, answers: Sequence[Whole], usage: Usage, stats: SpeculationStats) -> ChatCompletion:
@@ -42,15 +63,7 @@ class ChatShape:
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": answer.piece.text, "refusal": None},
-                    "logprobs": self._logprobs(answer.piece),
-                    "finish_reason": answer.reason,
-                }
-                for index, answer in enumerate(answers)
-            ],
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
             "usage": usage,
             "speculation": stats,
         }
@@ -59,16 +72,29 @@ class ChatShape:
         """The role, exactly once for each answer: clients concatenate what comes twice."""
         return [self._chunk(index, {"role": "assistant", "content": ""}, None, None)]
 
-    def piece(self, index: int, piece: Piece) -> ChatCompletionChunk:
-        """A chunk of text."""
-        return self._chunk(index, {"content": piece.text}, None, self._logprobs(piece))
+    def piece(self, index: int, piece: Piece) -> list[ChatCompletionChunk]:
+        """Chunks of text, of reasoning and of calls; log-probabilities come with the first or alone."""
+        deltas = [self._delta(index, event) for event in self.streams[index].feed(piece.text)]
+        logprobs = self._logprobs(piece)
+        if logprobs is not None and not deltas:
+            deltas = [{}]
+        return [
+            self._chunk(index, delta, None, logprobs if number == 0 else None) for number, delta in enumerate(deltas)
+        ]
 
-    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> ChatCompletionChunk:
-        """An empty delta that says why the answer ended."""
-        chunk = self._chunk(index, {}, reason, None)
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> list[ChatCompletionChunk]:
+        """What was held back, then an empty delta that says why the answer ended."""
+        deltas = [self._delta(index, event) for event in self.streams[index].finish()]
+        chunks = [self._chunk(index, delta, None, None) for delta in deltas]
+        chunk = self._chunk(index, {}, self.outcome(index, reason), None)
         if stats is not None:
             chunk["speculation"] = stats
-        return chunk
+        return [*chunks, chunk]
+
+    def outcome(self, index: int, reason: FinishReason) -> FinishedBy:
+        """Calls the model chose to make are the reason it stopped; OpenAI says stop of one that was named."""
+        has_called = reason == "stop" and index in self.callers and not self.is_named
+        return "tool_calls" if has_called else reason
 
     def usage(self, usage: Usage) -> ChatCompletionChunk:
         """The chunk without choices."""
@@ -89,16 +115,89 @@ class ChatShape:
             chunk["usage"] = None
         return chunk
 
+    def _choice(self, index: int, answer: Whole) -> ChatChoice:
+        events = [*self.streams[index].feed(answer.piece.text), *self.streams[index].finish()]
+        self._note_calls(index, events)
+        folded = fold(events)
+        message: AssistantMessage = {"role": "assistant", "content": folded.content, "refusal": None}
+        if folded.reasoning is not None:
+            message["reasoning_content"] = folded.reasoning
+        if folded.tool_calls:
+            message["tool_calls"] = folded.tool_calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(answer.piece),
+            "finish_reason": self.outcome(index, answer.reason),
+        }
+
+    def _delta(self, index: int, event: Event) -> Delta:
+        self._note_calls(index, [event])
+        match event:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case _:
+                return {"tool_calls": [call_delta(event)]}
+
+    def _note_calls(self, index: int, events: Sequence[Event]) -> None:
+        if any(isinstance(event, CallOpened) for event in events):
+            self.callers.add(index)
+
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return chat_logprobs(piece.tokens, self.codec) if piece.tokens is not None else None
 
     def _chunk(
-        self, index: int, delta: Delta, reason: FinishReason | None, logprobs: ChatLogprobs | None
+        self, index: int, delta: Delta, reason: FinishedBy | None, logprobs: ChatLogprobs | None
     ) -> ChatCompletionChunk:
         chunk = self._empty()
         choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         chunk["choices"] = [choice]
         return chunk
+
+
+def _calling(body: ChatRequest, codec: TextCodec) -> Calling | None:
+    """What the request's tools come to, which leave no room for another form."""
+    calling = plan_calls(body.tool_request, codec)
+    wish = body.wished_form() if calling is not None else None
+    if wish is not None:
+        raise InvalidParameter("an answer that may call tools has no other form; send tool_choice none", wish.param)
+    return calling
+
+
+def _wanted(
+    body: ChatRequest, calling: Calling | None, info: WorkerInfo, answering: Answering
+) -> tuple[list[Wanted], list[int]]:
+    """All answers, and the prompt they answer."""
+    codec = answering.codec
+    prompt = codec.encode_chat(
+        [message.for_template() for message in body.messages],
+        tools=calling.offered if calling is not None else None,
+        add_generation_prompt=body.starts_turn,
+        continue_final_message=body.continue_final_message,
+        template_arguments=body.chat_template_kwargs,
+    )
+    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    check_prompt(prompt, max_tokens, info, "messages")
+    grammar = calling.grammar if calling is not None else answering.grammars.wished(body, info)
+    if calling is not None and calling.grammar is not None:
+        answering.grammars.check(calling.grammar, info, "tools")
+    generate = to_generate(
+        body,
+        prompt,
+        max_tokens,
+        info,
+        body.top_logprobs_wanted,
+        score_prompt=False,
+        grammar=grammar,
+        prediction=predicted_tokens(body, codec),
+    )
+    # an answer is a text of its own, unless it goes on with one
+    before = prompt if body.continue_final_message else ()
+    # the marks of a call may be special tokens
+    stream = partial(codec.stream, body.stop, before, keeps_special=calling is not None)
+    return several(generate, body.answers_wanted, stream, None, first=0), prompt
 
 
 def chat_router(answering: Answering) -> APIRouter:
@@ -110,24 +209,13 @@ def chat_router(answering: Answering) -> APIRouter:
         """Answer a conversation, streamed or in one piece."""
         answering.check_model(body.model)
         info = answering.worker.ready_info()
-        messages = [message.for_template() for message in body.messages]
-        encode = partial(
-            answering.codec.encode_chat,
-            messages,
-            add_generation_prompt=body.starts_turn,
-            continue_final_message=body.continue_final_message,
-            template_arguments=body.chat_template_kwargs,
-        )
-        prompt = await asyncio.to_thread(encode)
-        max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        check_prompt(prompt, max_tokens, info, "messages")
-        generate = to_generate(body, prompt, max_tokens, info, body.top_logprobs_wanted, score_prompt=False)
-        # an answer is a text of its own, unless it goes on with one
-        stream = partial(answering.codec.stream, body.stop, prompt if body.continue_final_message else ())
-        wanted = several(generate, body.answers_wanted, stream, None, first=0)
+        calling = await asyncio.to_thread(_calling, body, answering.codec)
+        wanted, prompt = await asyncio.to_thread(_wanted, body, calling, info, answering)
+        streams = [calling.stream(prompt) if calling is not None else PlainStream() for _ in wanted]
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)
-        shape = ChatShape(*identity, include_usage, answering.codec)
+        is_named = calling is not None and calling.is_named
+        shape = ChatShape(*identity, include_usage, answering.codec, streams, is_named)
         return await answering.respond(request, body, wanted, len(wanted), body.logprobs, shape)
 
     return router

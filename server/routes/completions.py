@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
 from server.answering import Answering, Whole, fingerprint
-from server.asking import Wanted, check_prompt, several, to_generate
+from server.asking import Wanted, check_prompt, predicted_tokens, several, to_generate
 from server.openapi import COMPLETIONS, generation_responses
 from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
@@ -58,16 +58,20 @@ class CompletionShape:
         """Nothing comes before the text."""
         return []
 
-    def piece(self, index: int, piece: Piece) -> CompletionChunk:
+    def piece(self, index: int, piece: Piece) -> list[CompletionChunk]:
         """A chunk of text."""
-        return self._chunk([self._choice(index, piece, None)])
+        return [self._chunk([self._choice(index, piece, None)])]
 
-    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> CompletionChunk:
+    def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> list[CompletionChunk]:
         """No more text, and why."""
         chunk = self._chunk([self._choice(index, Piece("", None), reason)])
         if stats is not None:
             chunk["speculation"] = stats
-        return chunk
+        return [chunk]
+
+    def outcome(self, index: int, reason: FinishReason) -> FinishReason:
+        """As the worker says."""
+        return reason
 
     def usage(self, usage: Usage) -> CompletionChunk:
         """The chunk without choices."""
@@ -107,9 +111,11 @@ def _encoded(prompt: str | list[int], suffix: str | None, codec: TextCodec) -> l
     return codec.encode(prompt) if suffix is None else codec.encode_infill(prompt, suffix)
 
 
-def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: TextCodec) -> list[Wanted]:
+def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, answering: Answering) -> list[Wanted]:
     """All answers to all prompts, in the order of their index."""
     wanted: list[Wanted] = []
+    codec = answering.codec
+    grammar, predicted = answering.grammars.wished(body, info), predicted_tokens(body, codec)
     # the best of several is chosen by its log-probability
     top_logprobs = body.top_logprobs_wanted
     top_logprobs = 0 if top_logprobs is None and body.tries > body.answers_wanted else top_logprobs
@@ -117,7 +123,7 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, codec: T
     for prompt in body.prompt:
         tokens = _encoded(prompt, body.suffix, codec)
         check_prompt(tokens, max_tokens, info, "prompt")
-        generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt)
+        generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt, grammar, predicted)
         if body.suffix is not None and not body.ignore_eos:
             stops = [*generate.stop_token_ids, *codec.infill_ends]
             generate = msgspec.structs.replace(generate, stop_token_ids=stops)
@@ -137,7 +143,7 @@ def completions_router(answering: Answering) -> APIRouter:
         answering.check_model(body.model)
         info = answering.worker.ready_info()
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
-        wanted = await asyncio.to_thread(_wanted, body, max_tokens, info, answering.codec)
+        wanted = await asyncio.to_thread(_wanted, body, max_tokens, info, answering)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("cmpl"), int(time.time()), answering.model_name, fingerprint(info)
         shape = CompletionShape(*identity, include_usage, answering.codec)

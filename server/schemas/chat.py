@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: request and answers."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, NotRequired, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from medusa_core.errors import InvalidParameter
 from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
 from server.schemas.messages import Message, TemplateArguments, check_ending
+from server.schemas.tools import ToolCall, ToolCallDelta, ToolFields
 
 __all__ = [
     "AssistantMessage",
@@ -20,6 +21,7 @@ __all__ = [
     "ChatTokenLogprob",
     "ChunkChoice",
     "Delta",
+    "FinishedBy",
 ]
 
 
@@ -30,7 +32,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(GenerationFields, ToolFields):
     """Answer a conversation."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
@@ -89,12 +91,17 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+FinishedBy = Literal["stop", "length", "tool_calls"]
+
+
 class AssistantMessage(TypedDict):
-    """The answer's message."""
+    """The answer's message; content is null where there are calls instead."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -103,7 +110,7 @@ class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishedBy
 
 
 class ChatCompletion(TypedDict):
@@ -120,10 +127,12 @@ class ChatCompletion(TypedDict):
 
 
 class Delta(TypedDict, total=False):
-    """What a chunk adds: the role once, text in pieces, nothing at the end."""
+    """What a chunk adds: the role once, text and calls in pieces, nothing at the end."""
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChunkChoice(TypedDict):
@@ -132,7 +141,7 @@ class ChunkChoice(TypedDict):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: FinishedBy | None
 
 
 class _ChunkBase(TypedDict):

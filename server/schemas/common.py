@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
 from medusa_core.config import AcceptanceName, SpeculationMode, SpeculationParams
 from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from server.schemas.content import PARTS_SCHEMA, joined_text
+from server.schemas.formats import FormatFields
 
 __all__ = [
     "ACCEPTED_WITHOUT_EFFECT",
@@ -17,9 +19,11 @@ __all__ = [
     "MAX_TOP_LOGPROBS",
     "NOT_BUILT",
     "CachedTokens",
+    "CompletionDetails",
     "Flag",
     "GenerationFields",
     "NotBuilt",
+    "Prediction",
     "RequestFields",
     "SourceCounts",
     "SpeculationFields",
@@ -55,8 +59,7 @@ class NotBuilt:
     reason: str
 
 
-TOOLS = NotBuilt(([],), "tool calls are not built yet; leave it out")
-GRAMMAR = NotBuilt((), "constrained output is not built yet; leave it out")
+TOOLS = NotBuilt(([],), "only a chat has tools; ask /v1/chat/completions")
 
 NOT_BUILT: dict[str, NotBuilt] = {
     "audio": NotBuilt((), "the model reads and writes text only"),
@@ -66,15 +69,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "echo": NotBuilt((False,), "a conversation is not repeated; leave it out or send false"),
     "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
     "functions": TOOLS,
-    "grammar": GRAMMAR,
-    "guided_choice": GRAMMAR,
-    "guided_grammar": GRAMMAR,
-    "guided_json": GRAMMAR,
-    "guided_regex": GRAMMAR,
     "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
-    "prediction": NotBuilt((), "predicted outputs are not built yet; leave it out"),
-    "response_format": NotBuilt(({"type": "text"},), "only text answers are built so far; leave it out"),
-    "structured_outputs": GRAMMAR,
     "suffix": NotBuilt(("",), "the older endpoint's; ask /v1/completions for what stands between two texts"),
     "tool_choice": NotBuilt(("none", "auto"), TOOLS.reason),
     "tools": TOOLS,
@@ -170,6 +165,10 @@ def _token_id(key: object) -> int:
     return int(key)
 
 
+def _predicted(value: object) -> object:
+    return joined_text(value, "prediction")
+
+
 STOP_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -224,6 +223,15 @@ class SpeculationFields(BaseModel):
         return SpeculationParams(**self.model_dump(exclude_none=True))
 
 
+class Prediction(BaseModel):
+    """What the client expects the answer to hold: OpenAI's predicted outputs."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["content"]
+    content: Annotated[str, BeforeValidator(_predicted), WithJsonSchema({"anyOf": PARTS_SCHEMA})]
+
+
 class RequestFields(BaseModel):
     """What holds for every request: text that is text, known fields honoured or refused, others ignored by name.
 
@@ -261,7 +269,7 @@ class RequestFields(BaseModel):
         return ", ".join([*named, f"+{uncounted}"] if uncounted else named)
 
 
-class GenerationFields(RequestFields):
+class GenerationFields(RequestFields, FormatFields):
     """Fields of both endpoints."""
 
     model: str
@@ -287,6 +295,7 @@ class GenerationFields(RequestFields):
     stream_options: StreamOptions | None = None
     speculation: SpeculationFields | None = None
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    prediction: Prediction | None = None
 
     @property
     def answers_wanted(self) -> int:
@@ -300,6 +309,13 @@ class GenerationFields(RequestFields):
         return self
 
 
+class CompletionDetails(TypedDict):
+    """Part of usage: tokens of a prediction that are in the answer, and those that are not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class CachedTokens(TypedDict):
     """Part of usage."""
 
@@ -307,12 +323,13 @@ class CachedTokens(TypedDict):
 
 
 class Usage(TypedDict):
-    """Tokens of a request, as OpenAI counts them."""
+    """Tokens of a request, as OpenAI counts them; details of the completion where an output was predicted."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: NotRequired[CompletionDetails]
 
 
 class SourceCounts(TypedDict):

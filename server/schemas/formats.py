@@ -109,7 +109,9 @@ Maker = Callable[[], Grammar]
 
 def _makers(fields: FormatFields) -> Mapping[str, Maker | None]:
     """How each field's form becomes a grammar; None for a field that asks for none."""
-    outputs = fields.structured_outputs if fields.structured_outputs is not None else StructuredOutputs.model_validate({})
+    outputs = (
+        fields.structured_outputs if fields.structured_outputs is not None else StructuredOutputs.model_validate({})
+    )
     return {
         "response_format": _of_response_format(fields.response_format),
         "guided_json": _given(fields.guided_json, lambda schema: Grammar.json_schema(schema, is_lenient=False)),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from medusa_core.errors import InvalidParameter, UnsupportedParameter
+from server.schemas.content import PARTS_SCHEMA, joined_text
 
 __all__ = [
     "TEMPLATE_ARGUMENTS",
@@ -17,20 +18,7 @@ __all__ = [
     "check_ending",
 ]
 
-CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-        {"type": "null"},
-    ]
-}
+CONTENT_SCHEMA = {"anyOf": [*PARTS_SCHEMA, {"type": "null"}]}
 ARGUMENTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 
 # What a request may tell the chat template; a template that does not know a name passes it over.
@@ -60,25 +48,7 @@ SILENT_ROLES = ("assistant", "function")
 
 
 def _content(value: object) -> object:
-    """A string, or text parts joined as they are."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of parts")
-    texts: list[str] = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal"):
-            if isinstance(kind, str):
-                raise UnsupportedParameter(
-                    "messages", f"a content part of type {kind[:64]!r}; the model reads text only"
-                )
-            raise ValueError("has a part that is no object with a type")
-        text = part.get(kind)
-        if not isinstance(text, str):
-            raise ValueError(f"has a {kind} part without a string {kind!r}")
-        texts.append(text)
-    return "".join(texts)
+    return joined_text(value, "messages")
 
 
 def _arguments(value: object) -> object:

@@ -1,0 +1,232 @@
+"""Forms, forced calls and predictions through the real engine: with speculation and without, streamed and whole."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from openai import LengthFinishReasonError, OpenAI
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.worker.client import ENGINE_FACTORY
+from tests.server.running import Running, running
+
+DEMO = Path(__file__).parents[2] / "medusa_core" / "demo" / "checkpoint"
+QUESTION: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
+CHAT = "/v1/chat/completions"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["module", "🙂 class", "function"]
+    lines: int
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=12)
+    parts: list[Part] = Field(max_length=2)
+    public: bool
+
+
+ENTRY_FORMAT: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "entry", "strict": True, "schema": Entry.model_json_schema()},
+}
+SEARCH: Any = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string", "maxLength": 20}, "limit": {"enum": [5, 10]}},
+            "required": ["query", "limit"],
+            "additionalProperties": False,
+        },
+    },
+}
+OPEN: Any = {"type": "function", "function": {"name": "open_file"}}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(DEMO, ENGINE_FACTORY, served_model_name="demo", threads=1) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[OpenAI]:
+    with server.openai() as client:
+        yield client
+
+
+def ask(server: Running, **fields: Any) -> dict[str, Any]:
+    answer = server.post(CHAT, {"model": "demo", "messages": QUESTION, "max_tokens": 150, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "schema": {"response_format": ENTRY_FORMAT},
+    "regex": {"guided_regex": r"[a-z]{3,8}\.[a-z]{3,8} \(v[0-9]\)"},
+    "choice": {"guided_choice": ["it removes whitespace", "it adds whitespace", "no idea"]},
+    "grammar": {"guided_grammar": 'start: "dedent" ("(" ARG ")")?\nARG: /[a-z]{1,6}/'},
+    "call": {"tools": [SEARCH, OPEN], "tool_choice": "required"},
+    "named call": {"tools": [SEARCH, OPEN], "tool_choice": {"type": "function", "function": {"name": "search"}}},
+    "prediction": {"prediction": {"type": "content", "content": "Remove any common leading tabs from every line"}},
+    "schema and prediction": {
+        "response_format": ENTRY_FORMAT,
+        "prediction": {"type": "content", "content": '{"name": "textwrap", "parts": [{"kind": "module", "lines": 1}]'},
+    },
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS)
+def test_a_form_reads_the_same_with_speculation_and_without_streamed_and_whole(
+    server: Running, fields: dict[str, Any], temperature: float
+) -> None:
+    common = {**fields, "temperature": temperature, "seed": 4, "presence_penalty": 0.2}
+    answers = [ask(server, **common, speculation={"mode": mode}) for mode in ("tree", "chain", "off")]
+    body = {"model": "demo", "messages": QUESTION, "max_tokens": 150, **common, "stream": True}
+    events = server.post(CHAT, body).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in events if line.startswith("data: {")]
+
+    messages = [answer["choices"][0]["message"] for answer in answers]
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            call["id"] = ""
+    assert messages[0] == messages[1] == messages[2]
+    assert len({json.dumps(answer["usage"]["completion_tokens"]) for answer in answers}) == 1
+    assert "".join(delta.get("content", "") for delta in deltas) == (messages[0]["content"] or "")
+    pieces = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    for index, call in enumerate(messages[0].get("tool_calls", [])):
+        arguments = "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index)
+        assert arguments == call["function"]["arguments"]
+
+
+def test_the_sdk_parses_what_it_asked_for(client: OpenAI) -> None:
+    found = client.chat.completions.parse(model="demo", messages=QUESTION, response_format=Entry, max_tokens=200)
+
+    assert isinstance(found.choices[0].message.parsed, Entry)
+    assert found.choices[0].finish_reason == "stop"
+    assert found.model_extra is not None
+    assert found.model_extra["speculation"]["by_source"]["grammar"]["accepted"] > 0
+
+
+def test_a_form_that_the_limit_cuts_is_a_valid_beginning(server: Running, client: OpenAI) -> None:
+    cut = ask(server, response_format=ENTRY_FORMAT, max_tokens=9)["choices"][0]
+
+    assert cut["finish_reason"] == "length"
+    assert cut["message"]["content"].startswith('{"name": "')
+    with pytest.raises(LengthFinishReasonError):
+        client.chat.completions.parse(model="demo", messages=QUESTION, response_format=Entry, max_tokens=9)
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 2])
+def test_every_expression_is_matched_whole(server: Running, temperature: float) -> None:
+    found = ask(server, temperature=temperature, seed=1, **FORMS["regex"])["choices"][0]["message"]["content"]
+
+    assert re.fullmatch(FORMS["regex"]["guided_regex"], found)
+
+
+def test_a_choice_is_one_of_its_options_on_both_endpoints(server: Running) -> None:
+    options = FORMS["choice"]["guided_choice"]
+    body = {
+        "model": "demo",
+        "prompt": "textwrap.dedent:",
+        "max_tokens": 30,
+        "guided_choice": options,
+        "n": 3,
+        "seed": 1,
+    }
+    completed = server.post("/v1/completions", {**body, "temperature": 2}).json()
+
+    assert ask(server, **FORMS["choice"])["choices"][0]["message"]["content"] in options
+    texts = [choice["text"] for choice in completed["choices"]]
+    assert set(texts) <= set(options) and len(texts) == 3
+
+
+def test_any_json_object_begins_as_one(server: Running) -> None:
+    found = ask(server, response_format={"type": "json_object"}, max_tokens=30)["choices"][0]["message"]["content"]
+
+    assert found.startswith("{")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forced_arguments_always_parse(server: Running, seed: int) -> None:
+    choice = ask(server, **FORMS["call"], temperature=2, seed=seed, max_tokens=400)["choices"][0]
+
+    assert choice["message"]["content"] is None
+    assert choice["finish_reason"] == "tool_calls"
+    for call in choice["message"]["tool_calls"]:
+        arguments = json.loads(call["function"]["arguments"])
+        if call["function"]["name"] == "search":
+            assert set(arguments) == {"query", "limit"} and arguments["limit"] in (5, 10)
+        else:
+            assert (call["function"]["name"], arguments) == ("open_file", {})
+
+
+def test_one_call_is_made_where_calls_are_not_parallel_or_named(server: Running) -> None:
+    single = ask(server, **FORMS["call"], parallel_tool_calls=False, temperature=2, seed=1, max_tokens=400)
+    named = ask(server, **FORMS["named call"], temperature=2, seed=1)
+
+    assert len(single["choices"][0]["message"]["tool_calls"]) == 1
+    (call,) = named["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "search"
+    # as OpenAI says of a function that was asked for by name
+    assert named["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_arguments_of_a_forced_call_arrive_as_they_are_written(client: OpenAI) -> None:
+    fields: Any = FORMS["named call"]
+    stream = client.chat.completions.create(model="demo", messages=QUESTION, stream=True, max_tokens=150, **fields)
+    pieces = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
+
+    assert [piece.function.name for piece in pieces if piece.function and piece.function.name] == ["search"]
+    arguments = [piece.function.arguments for piece in pieces if piece.function and piece.function.arguments]
+    assert len(arguments) > 2
+    assert set(json.loads("".join(arguments))) == {"query", "limit"}
+
+
+def test_usage_tells_what_became_of_a_prediction(server: Running) -> None:
+    plain = ask(server, temperature=0, max_tokens=40)
+    text = plain["choices"][0]["message"]["content"]
+    right = ask(server, temperature=0, max_tokens=40, prediction={"type": "content", "content": text})
+    wrong = ask(
+        server,
+        temperature=0,
+        max_tokens=40,
+        prediction={"type": "content", "content": [{"type": "text", "text": "zzz"}]},
+    )
+
+    assert "completion_tokens_details" not in plain["usage"]
+    assert right["choices"] == wrong["choices"] == plain["choices"]
+    details = right["usage"]["completion_tokens_details"]
+    assert details["rejected_prediction_tokens"] <= 1 < details["accepted_prediction_tokens"]
+    assert wrong["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
+    assert right["speculation"]["by_source"]["prediction"]["accepted"] > 0
+    assert right["speculation"]["steps"] < plain["speculation"]["steps"]
+
+
+def test_a_hostile_schema_is_refused_and_the_server_goes_on(server: Running) -> None:
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string", "pattern": "(.*a){20}"} for n in range(4000)}}
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(80):
+        deep = {"type": "array", "items": deep}
+    huge = {"enum": [f"name number {n}" for n in range(60_000)]}
+    circular = {"$ref": "#"}
+    for schema in (wide, deep, huge, circular):
+        body = {"model": "demo", "messages": QUESTION, "max_tokens": 5}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+        answer = server.post(CHAT, {**body, "response_format": form})
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] == "response_format"
+            assert len(answer.json()["error"]["message"]) < 2000
+    assert ask(server, max_tokens=3)["usage"]["completion_tokens"] == 3
