@@ -197,9 +197,7 @@ class TextCodec:
         """What one token spells; half a character is half its bytes."""
         return self._token_bytes.of(token)
 
-    def stream(
-        self, stop: Sequence[str] = (), prompt: Sequence[int] = (), keeps_special: bool = False
-    ) -> TextStream:
+    def stream(self, stop: Sequence[str] = (), prompt: Sequence[int] = (), keeps_special: bool = False) -> TextStream:
         """Start the text of one answer.
 
         stop:          strings that end the answer; empty ones are ignored.

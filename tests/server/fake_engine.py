@@ -78,7 +78,8 @@ class FakeEngine:
             stop = next((index for index, token in enumerate(tokens) if token in stops), None)
             tokens = tokens if stop is None else tokens[: stop + 1]
             left -= len(tokens)
-            step = None if count == 1 else StepStats({"heads": DRAFTED}, ["heads"] * (TOKENS_PER_STEP - 1), [], 0.002, {})
+            accepted = ["heads"] * (TOKENS_PER_STEP - 1)
+            step = None if count == 1 else StepStats({"heads": DRAFTED}, accepted, [], 0.002, {})
             reason = "stop" if stop is not None else "length" if left == 0 else None
             told = prompt if count == 1 else None
             yield TokenDelta(request.id, tokens, told, step, reason, _logprobs(request, tokens))

@@ -134,9 +134,8 @@ def test_an_echo_comes_first_and_moves_the_offsets(codec: TextCodec) -> None:
     found = one.take(TokenDelta(1, [2], prompt, None, None, [score(-1)]))
 
     assert found == Piece("#$!", (ScoredToken(4, 0, None), ScoredToken(5, 1, score(-7)), ScoredToken(2, 2, score(-1))))
-    assert one.take(TokenDelta(1, [3], None, StepStats({"heads": 7}, [], [], 0.01, {}), "length", [score(-2)])).tokens == (
-        ScoredToken(3, 3, score(-2)),
-    )
+    last = TokenDelta(1, [3], None, StepStats({"heads": 7}, [], [], 0.01, {}), "length", [score(-2)])
+    assert one.take(last).tokens == (ScoredToken(3, 3, score(-2)),)
 
 
 def test_an_echo_without_scores_is_text(codec: TextCodec) -> None:

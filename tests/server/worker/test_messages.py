@@ -21,6 +21,7 @@ from server.worker.messages import (
     encode,
 )
 
+STEP = StepStats({"heads": 7}, [], [True], 0.1, {"verify": 0.05})
 GENERATE = Generate(
     id=1,
     prompt=[0, 2**31],
@@ -49,7 +50,7 @@ def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate |
     [
         Progress("loading", 0.5),
         TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1, None), None, None, None),
-        TokenDelta(1, [7], None, StepStats({"heads": 7}, [], [], 0.1, {}), "stop", [TokenLogprobs(-0.25, [(7, -0.25)])]),
+        TokenDelta(1, [7], None, STEP, "stop", [TokenLogprobs(-0.25, [(7, -0.25)])]),
         Done(1),
         Failed(1, RemoteError("EngineError", "no", None)),
     ],
