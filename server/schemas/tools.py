@@ -156,12 +156,14 @@ class ToolFields(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    tools: Annotated[list[Tool], BeforeValidator(_null_is_empty)] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], BeforeValidator(_null_is_empty, json_schema_input_type=list[Tool] | None)] = Field(
+        default_factory=list, max_length=MAX_TOOLS, fail_fast=True
+    )
     tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool | None, BeforeValidator(_choice)] = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Function], BeforeValidator(_null_is_empty)] = Field(
-        default_factory=list, max_length=MAX_TOOLS
-    )
+    functions: Annotated[
+        list[Function], BeforeValidator(_null_is_empty, json_schema_input_type=list[Function] | None)
+    ] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
     function_call: Annotated[Literal["none", "auto"] | FunctionName | None, BeforeValidator(_old_choice)] = None
 
     @model_validator(mode="after")

@@ -16,12 +16,12 @@ def test_adjustments_reach_the_worker_and_default_to_the_models_or_none() -> Non
     plain = CompletionRequest.model_validate({"model": "demo", "prompt": "x"})
     repeats_less = msgspec.structs.replace(INFO, default_sampling={"repetition_penalty": 1.05})
 
-    sampling = to_generate(body, [2], None, INFO, None, False).sampling
+    sampling = to_generate(body, [2], None, INFO, None, False, None, []).sampling
     assert sampling.logit_bias == [(5, 2.0), (7, -100.0)]
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -1.0, 1.0)
     assert sampling.min_tokens == INFO.max_context
-    assert to_generate(plain, [2], None, INFO, None, False).sampling.logit_bias == []
-    assert to_generate(plain, [2], None, repeats_less, None, False).sampling.repetition_penalty == 1.05
+    assert to_generate(plain, [2], None, INFO, None, False, None, []).sampling.logit_bias == []
+    assert to_generate(plain, [2], None, repeats_less, None, False, None, []).sampling.repetition_penalty == 1.05
 
 
 @pytest.mark.parametrize(
@@ -43,37 +43,40 @@ def body(**fields: Any) -> CompletionRequest:
 
 def test_sampling_that_is_left_out_or_null_comes_from_the_model() -> None:
     for sampling in (
-        to_generate(body(), [2], 5, INFO, None, False).sampling,
-        to_generate(body(temperature=None, top_p=None, top_k=None, min_p=None), [2], 5, INFO, None, False).sampling,
+        to_generate(body(), [2], 5, INFO, None, False, None, []).sampling,
+        to_generate(
+            body(temperature=None, top_p=None, top_k=None, min_p=None), [2], 5, INFO, None, False, None, []
+        ).sampling,
     ):
         assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.6, 0.9, 20, 0.1)
         assert sampling.seed is None
 
 
 def test_zero_is_a_value_and_not_absence() -> None:
-    sampling = to_generate(body(temperature=0, top_p=0, top_k=0, min_p=0, seed=0), [2], 5, INFO, None, False).sampling
+    sampling = to_generate(
+        body(temperature=0, top_p=0, top_k=0, min_p=0, seed=0), [2], 5, INFO, None, False, None, []
+    ).sampling
 
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed) == (0, 0, None, 0, 0)
 
 
 def test_a_model_without_opinions_samples_plainly() -> None:
     plain = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {})
-    sampling = to_generate(body(), [2], 5, plain, None, False).sampling
+    sampling = to_generate(body(), [2], 5, plain, None, False, None, []).sampling
 
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, None, 0.0)
 
 
 def test_speculation_reaches_the_worker_with_the_engines_defaults() -> None:
-    speculation = to_generate(
-        body(speculation={"mode": "chain", "max_nodes": 4}), [2], 5, INFO, None, False
-    ).speculation
+    asked = body(speculation={"mode": "chain", "max_nodes": 4})
+    speculation = to_generate(asked, [2], 5, INFO, None, False, None, []).speculation
 
     assert (speculation.mode, speculation.max_nodes, speculation.acceptance) == ("chain", 4, "exact")
     assert (speculation.epsilon, speculation.delta) == (0.09, 0.3)
 
 
 def test_answers_to_one_prompt_differ_by_their_choice_and_the_first_scores_the_prompt() -> None:
-    asked = to_generate(body(seed=7), [2], 5, INFO, 0, True)
+    asked = to_generate(body(seed=7), [2], 5, INFO, 0, True, None, [])
 
     wanted = several(asked, 3, lambda: None, None, first=4)  # type: ignore[arg-type, return-value]
 

@@ -30,7 +30,7 @@ def delta(token: int, reason: FinishReason | None = None) -> TokenDelta:
 
 def job(answers: int = 1, owner: Owner | None = None) -> Job:
     body = CompletionRequest.model_validate({"model": "m", "prompt": "p"})
-    one = to_generate(body, [2], 5, INFO, None, False)
+    one = to_generate(body, [2], 5, INFO, None, False, None, [])
     numbered = [msgspec.structs.replace(one, id=number) for number in range(1, answers + 1)]
     return Job(numbered, owner if owner is not None else Owner())
 
