@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ def test_a_wrong_mask_would_be_noticed(family: str) -> None:
     backbone = TransformersBackbone(tiny_model(family, **SHAPES.get(family, {})))
     right = CandidateTree.from_topology(BUSHY, TOKENS)
     chain = CandidateTree.chain(TOKENS)
-    wrong = CandidateTree(TOKENS, right.parent, right.depth, chain.ancestors, right.used, right.source, right.max_depth)
+    wrong = replace(right, tokens=TOKENS, ancestors=chain.ancestors)
 
     assert float((tree_logits(backbone, right) - tree_logits(backbone, wrong)).abs().max()) > 1e-2
 
@@ -117,7 +119,7 @@ def test_the_mask_shows_each_node_the_prefix_and_its_ancestors_within_the_window
 def test_an_unused_slot_attends_to_itself_alone() -> None:
     tree = CandidateTree.from_topology(TreeTopology.chain(1), torch.tensor([1, 2]))
     eye = torch.eye(2, dtype=torch.bool)
-    unused = CandidateTree(tree.tokens, tree.parent, tree.depth, eye, torch.tensor([True, False]), tree.source, 1)
+    unused = replace(tree, ancestors=eye, used=torch.tensor([True, False]))
 
     assert tree_mask(unused, torch.tensor(3), 8, None)[1].nonzero().flatten().tolist() == [4]
 
