@@ -23,7 +23,8 @@ import torch
 import transformers
 
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
-from medusa_core.engine import Engine, GenerationRequest
+from medusa_core.engine import Engine
+from medusa_core.generation import GenerationRequest
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 

@@ -5,7 +5,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,125 +21,17 @@ from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import Prefilled, logprobs_of, prefill
 from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
-from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, TokenLogprobs, to_host, unpack_masks
+from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
-__all__ = [
-    "Delta",
-    "Engine",
-    "EngineInfo",
-    "GenerationRequest",
-    "PromptStats",
-    "StepStats",
-    "default_sampling",
-    "ignore_progress",
-    "never",
-]
+__all__ = ["Engine", "default_sampling", "ignore_progress", "never"]
 
 # Until the issue on speed measures N: a small model on a CPU is best served by a small tree, a GPU has room for more.
 _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One sequence to continue.
-
-    max_tokens:     None is the room left in the context, which also bounds larger values; 0 only computes the prompt.
-    stop_token_ids: end the answer like the model's own EOS tokens, which always do unless `ignore_eos`.
-    top_logprobs:   report how likely the model found each token, with so many alternatives; None reports nothing.
-    score_prompt:   report the same of the prompt's tokens, which are all computed anew for it.
-    grammar:        what the answer must match, the text of a constraints.Grammar; its end is an end token, whatever
-                    `ignore_eos` says.
-    prediction:     tokens the answer is expected to hold, which are then only checked.
-    cache_salt:     cached rows are shared between requests of equal salt only.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    speculation: SpeculationParams = field(default_factory=SpeculationParams)
-    max_tokens: int | None = None
-    stop_token_ids: frozenset[int] = frozenset()
-    ignore_eos: bool = False
-    top_logprobs: int | None = None
-    score_prompt: bool = False
-    grammar: str | None = None
-    prediction: tuple[int, ...] = ()
-    cache_salt: str | None = None
-
-
-@dataclass(frozen=True)
-class PromptStats:
-    """What the prompt cost: tokens, how many of them were in the cache, seconds until its last logits.
-
-    logprobs: of all prompt tokens but the first, when they were asked for.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_s: float
-    logprobs: tuple[TokenLogprobs, ...] | None
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """One verifying forward pass.
-
-    drafted:   used nodes of the tree by who drafted them, root not counted.
-    accepted:  who drafted each token of the accepted path, bonus not counted, before anything was cut.
-    head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
-    seconds:   from the end of the previous step to the end of this one.
-    phases:    seconds spent in each part of the step; empty where that could only be known by waiting for the device.
-    """
-
-    drafted: dict[str, int]
-    accepted: tuple[str, ...]
-    head_hits: tuple[bool, ...]
-    seconds: float
-    phases: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """New tokens of one sequence, already cut at EOS, stop tokens and limits.
-
-    logprobs: one for each token, when they were asked for.
-
-    The first delta carries `prompt` and one token that prefill decided; each later one carries `step`. When
-    `finish_reason` is "stop" the last token is the one that stopped the sequence.
-    """
-
-    tokens: tuple[int, ...]
-    prompt: PromptStats | None
-    step: StepStats | None
-    finish_reason: Literal["stop", "length"] | None
-    logprobs: tuple[TokenLogprobs, ...] | None
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What was loaded, for banners, /v1/models and checks before a request is queued.
-
-    num_heads:        0 without heads; `heads` is then None.
-    plain_step_s:     seconds of a step that decides one token, behind a short prompt; 0 before it was measured.
-    default_sampling: what the model's generation_config says of temperature, top_p, top_k, min_p and
-                      repetition_penalty.
-    """
-
-    model: str
-    device: str
-    dtype: str
-    max_context: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    num_heads: int
-    heads: str | None
-    tree_nodes: int
-    max_depth: int
-    plain_step_s: float
-    default_sampling: dict[str, float | int]
 
 
 def ignore_progress(stage: str, share: float) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from medusa_core.text import TextStream
 from server.metrics import ModelMetrics
 from server.predicted import PredictionCount
-from server.schemas.common import SpeculationStats, Usage
+from server.schemas.usage import SpeculationStats, Usage
 from server.token_scores import ScoredToken
 from server.worker.messages import FinishReason, TokenDelta, TokenLogprobs
 

@@ -22,7 +22,8 @@ from server.auth import KEY_LABEL
 from server.grammars import Grammars
 from server.metrics import Metrics
 from server.predicted import PredictionCount
-from server.schemas.common import GenerationFields, SpeculationStats, Usage
+from server.schemas.common import GenerationFields
+from server.schemas.usage import SpeculationStats, Usage
 from server.streaming import stream_response
 from server.worker.client import WorkerClient
 from server.worker.job import Job

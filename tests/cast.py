@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from medusa_core.backbone import ATTENTION, Forward, TransformersBackbone, register_attention, tree_mask
 from medusa_core.constraints import GrammarVocabulary
 from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState
-from medusa_core.engine import Engine, EngineInfo, GenerationRequest
+from medusa_core.engine import Engine
+from medusa_core.generation import EngineInfo, GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.kv_cache import KVCache
 from medusa_core.sampling import SamplingParams

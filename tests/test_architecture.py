@@ -17,14 +17,15 @@ LAYERS: dict[str, list[set[str]]] = {
         {"demo"},
         {"training"},
         {"engine"},
+        {"generation"},
         {"runners"},
         {"decoding"},
         {"drafters", "loading"},
         {"backbone", "acceptance"},
         {"checkpoints"},
-        {"adjustments", "kv_cache", "heads"},
+        {"adjustments", "kv_cache", "heads", "node_choice"},
         {"sampling", "tree", "calibration", "text", "constraints"},
-        {"tool_grammar"},
+        {"tokenizer_files", "tool_grammar"},
         {"config", "chat_templates", "detokenizer", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
@@ -50,7 +51,10 @@ OPEN_TO_SERVER = {"medusa_core", *(f"medusa_core.{name}" for name in WITHOUT_TEN
 # Who may import a library that shapes whatever touches it; nobody else does.
 RESERVED: dict[str, set[str]] = {
     "torch": {"medusa_core"},
-    "transformers": {f"medusa_core.{name}" for name in ("backbone", "demo", "kv_cache", "loading", "text", "training")},
+    "transformers": {
+        f"medusa_core.{name}"
+        for name in ("backbone", "demo", "kv_cache", "loading", "text", "tokenizer_files", "training")
+    },
     "multiprocessing": {"server.worker"},
     "threading": {"server.worker"},
     "concurrent": set(),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from server.errors import PROBLEMS
 from server.schemas.chat import ChatRequest
-from server.schemas.common import ACCEPTED_WITHOUT_EFFECT, NOT_BUILT
 from server.schemas.completions import CompletionRequest
+from server.schemas.known_fields import ACCEPTED_WITHOUT_EFFECT, NOT_BUILT
 from server.schemas.messages import TEMPLATE_ARGUMENTS
 from server.settings import Settings
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medusa_core.config import EngineConfig, SpeculationParams
-from medusa_core.engine import Engine, GenerationRequest
+from medusa_core.engine import Engine
+from medusa_core.generation import GenerationRequest
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 

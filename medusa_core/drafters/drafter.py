@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from medusa_core.tree import Branch, CandidateTree
+from medusa_core.node_choice import Branch
+from medusa_core.tree import CandidateTree
 
 __all__ = ["DraftState", "Drafter", "Grammatical"]
 

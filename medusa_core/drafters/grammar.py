@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
-from medusa_core.tree import IMPOSSIBLE, Branch
+from medusa_core.node_choice import IMPOSSIBLE, Branch
 
 __all__ = ["GrammarBranch", "forced_branch", "only_allowed"]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.grammar import only_allowed
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import CandidateTree, StaticNodes, TreeTopology
+from medusa_core.node_choice import StaticNodes
+from medusa_core.tree import CandidateTree, TreeTopology
 
 __all__ = ["MedusaDrafter", "head_log_probs"]
 

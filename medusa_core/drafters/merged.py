@@ -10,7 +10,8 @@ from torch import Tensor
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.medusa import head_log_probs
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import IMPOSSIBLE, BestNodes, Branch, CandidateTree
+from medusa_core.node_choice import IMPOSSIBLE, BestNodes, Branch
+from medusa_core.tree import CandidateTree
 
 __all__ = ["BranchDrafter", "MergedDrafter"]
 

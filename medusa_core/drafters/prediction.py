@@ -10,7 +10,7 @@ import torch
 
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.prompt_lookup import match_lengths
-from medusa_core.tree import IMPOSSIBLE, Branch
+from medusa_core.node_choice import IMPOSSIBLE, Branch
 
 __all__ = ["PredictionBranch"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
-from medusa_core.tree import IMPOSSIBLE, Branch
+from medusa_core.node_choice import IMPOSSIBLE, Branch
 
 __all__ = ["PromptLookup", "match_lengths"]
 

@@ -15,7 +15,8 @@ from medusa_core.drafters.plain import RootOnly
 from medusa_core.drafters.prediction import PredictionBranch
 from medusa_core.drafters.prompt_lookup import PromptLookup
 from medusa_core.heads import DraftHeads
-from medusa_core.tree import BestNodes, TreeTopology
+from medusa_core.node_choice import BestNodes
+from medusa_core.tree import TreeTopology
 
 __all__ = ["Asked", "DrafterSource", "Drafters"]
 

@@ -28,7 +28,7 @@ from server.schemas.chat import (
     Delta,
     FinishedBy,
 )
-from server.schemas.common import SpeculationStats, Usage
+from server.schemas.usage import SpeculationStats, Usage
 from server.token_scores import chat_logprobs
 from server.tool_calls import CallStream
 from server.worker.messages import FinishReason, WorkerInfo

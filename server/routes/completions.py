@@ -15,7 +15,6 @@ from server.answer import Echo, Piece
 from server.answering import Answering, Whole, fingerprint
 from server.asking import Wanted, check_prompt, predicted_tokens, several, to_generate
 from server.openapi import COMPLETIONS, generation_responses
-from server.schemas.common import SpeculationStats, Usage
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -23,6 +22,7 @@ from server.schemas.completions import (
     CompletionChunk,
     CompletionRequest,
 )
+from server.schemas.usage import SpeculationStats, Usage
 from server.token_scores import completion_logprobs
 from server.worker.messages import FinishReason, WorkerInfo
 

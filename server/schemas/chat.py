@@ -6,9 +6,10 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from medusa_core.errors import InvalidParameter
-from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
+from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields
 from server.schemas.messages import Message, TemplateArguments, check_ending
 from server.schemas.tools import ToolCall, ToolCallDelta, ToolFields
+from server.schemas.usage import SpeculationStats, Usage
 
 __all__ = [
     "AssistantMessage",

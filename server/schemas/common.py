@@ -1,35 +1,26 @@
-"""What both generation endpoints share: fields, the tables of other known fields, usage and statistics."""
+"""What both generation endpoints share: their common fields, and how strictly each is read."""
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
-from typing_extensions import TypedDict
 
 from medusa_core.config import AcceptanceName, SpeculationMode, SpeculationParams
 from medusa_core.errors import InvalidParameter, UnsupportedParameter
 from server.schemas.content import PARTS_SCHEMA, joined_text
 from server.schemas.formats import FormatFields
+from server.schemas.known_fields import ACCEPTED_WITHOUT_EFFECT, NOT_BUILT
 
 __all__ = [
-    "ACCEPTED_WITHOUT_EFFECT",
     "MAX_ANSWERS",
     "MAX_STOPS",
     "MAX_TOP_LOGPROBS",
-    "NOT_BUILT",
-    "CachedTokens",
-    "CompletionDetails",
     "Flag",
     "GenerationFields",
-    "NotBuilt",
     "Prediction",
     "RequestFields",
-    "SourceCounts",
     "SpeculationFields",
-    "SpeculationStats",
     "StreamOptions",
-    "Usage",
 ]
 
 # OpenAI takes 4; evaluation harnesses send all stop strings of a task.
@@ -47,53 +38,6 @@ INT64 = 2**63
 # Beyond this a penalty bans what it touches; far beyond, logits overflow.
 MAX_REPETITION_PENALTY = 100.0
 
-
-@dataclass(frozen=True)
-class NotBuilt:
-    """A known field whose effect this server cannot give.
-
-    neutral: values that ask for no effect and are never refused (nor is null).
-    """
-
-    neutral: tuple[object, ...]
-    reason: str
-
-
-TOOLS = NotBuilt(([],), "only a chat has tools; ask /v1/chat/completions")
-
-NOT_BUILT: dict[str, NotBuilt] = {
-    "audio": NotBuilt((), "the model reads and writes text only"),
-    "best_of": NotBuilt((1,), "the older endpoint's; ask for n answers and choose among them"),
-    "chat_template": NotBuilt((), "it is the operator's choice; see --chat-template"),
-    "documents": NotBuilt(([],), "documents are not built yet; put their text into a message"),
-    "echo": NotBuilt((False,), "a conversation is not repeated; leave it out or send false"),
-    "function_call": NotBuilt(("none", "auto"), TOOLS.reason),
-    "functions": TOOLS,
-    "modalities": NotBuilt((["text"], []), "the model reads and writes text only"),
-    "suffix": NotBuilt(("",), "the older endpoint's; ask /v1/completions for what stands between two texts"),
-    "tool_choice": NotBuilt(("none", "auto"), TOOLS.reason),
-    "tools": TOOLS,
-    "top_logprobs": NotBuilt((0,), "the number of alternatives stands in logprobs here; leave it out or send 0"),
-    "web_search_options": NotBuilt(({},), "the server never searches the web; leave it out"),
-}
-
-# Bookkeeping of OpenAI's own service: nothing an answer depends on.
-ACCEPTED_WITHOUT_EFFECT = frozenset(
-    {
-        "metadata",
-        "moderation",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-    }
-)
 
 TOKEN_ID = re.compile(r"[0-9]{1,9}")
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -307,49 +251,3 @@ class GenerationFields(RequestFields, FormatFields):
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("stream_options needs stream: true", "stream_options")
         return self
-
-
-class CompletionDetails(TypedDict):
-    """Part of usage: tokens of a prediction that are in the answer, and those that are not."""
-
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
-
-
-class CachedTokens(TypedDict):
-    """Part of usage."""
-
-    cached_tokens: int
-
-
-class Usage(TypedDict):
-    """Tokens of a request, as OpenAI counts them; details of the completion where an output was predicted."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: CachedTokens
-    completion_tokens_details: NotRequired[CompletionDetails]
-
-
-class SourceCounts(TypedDict):
-    """Drafts of one source."""
-
-    drafted: int
-    accepted: int
-
-
-class SpeculationStats(TypedDict):
-    """What speculation did for one answer, counted over delivered steps and tokens.
-
-    tokens_per_step:    tokens emitted by steps / steps, bonus included; null when the answer needed no step.
-    acceptance_lengths: how many steps accepted 0, 1, 2, ... drafts, bonus not included.
-    by_source:          drafts by who proposed them; they add up to the totals.
-    """
-
-    steps: int
-    tokens_per_step: float | None
-    acceptance_lengths: list[int]
-    drafted: int
-    accepted: int
-    by_source: dict[str, SourceCounts]

@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from typing_extensions import TypedDict
 
 from medusa_core.errors import InvalidParameter
-from server.schemas.common import INT64, MAX_ANSWERS, MAX_TOP_LOGPROBS, Flag, GenerationFields, SpeculationStats, Usage
+from server.schemas.common import INT64, MAX_ANSWERS, MAX_TOP_LOGPROBS, Flag, GenerationFields
+from server.schemas.usage import SpeculationStats, Usage
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",

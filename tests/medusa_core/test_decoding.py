@@ -10,7 +10,8 @@ from medusa_core.config import SpeculationParams
 from medusa_core.constraints import Grammar
 from medusa_core.decoding import bucket, prefill
 from medusa_core.drafters import MedusaDrafter
-from medusa_core.engine import Engine, GenerationRequest, never
+from medusa_core.engine import Engine, never
+from medusa_core.generation import GenerationRequest
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import FAMILIES, GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model

@@ -7,8 +7,9 @@ import pytest
 from medusa_core.checkpoints import save_heads
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
-from medusa_core.engine import Delta, Engine, GenerationRequest
+from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.generation import Delta, GenerationRequest
 from medusa_core.sampling import SamplingParams
 from tests.cast import GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
 from tests.tiny_tokenizers import grammar_vocabulary

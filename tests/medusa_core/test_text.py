@@ -1,9 +1,7 @@
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +9,9 @@ import pytest
 import sentencepiece
 
 from medusa_core.errors import (
-    CheckpointError,
     ConfigurationError,
     InvalidParameter,
     MissingChatTemplate,
-    ModelNotFound,
     RequestError,
 )
 from medusa_core.text import TextCodec
@@ -263,70 +259,12 @@ def test_the_truncation_of_a_models_training_cuts_no_prompt(tmp_path: Path) -> N
     assert codec.decode(codec.encode(CORPUS[1])) == CORPUS[1]
 
 
-def nothing(folder: Path) -> None:
-    pass
-
-
-def broken_json(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("version https://git-lfs")
-
-
-def unknown_sentencepiece(folder: Path) -> None:
-    save_sentencepiece(folder, tokenizer_class="XLNetTokenizer")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (nothing, "neither tokenizer.json nor tokenizer.model"),
-        (broken_json, "tokenizer.json.*JSON"),
-        (unknown_sentencepiece, "XLNetTokenizer"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(
-    tmp_path: Path, spoil: Callable[[Path], None], message: str
-) -> None:
-    spoil(tmp_path)
-
-    with pytest.raises(CheckpointError, match=message):
-        TextCodec.load(str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["/no/such/folder", "../nowhere", "two words"])
-def test_a_name_that_is_no_folder_and_no_hub_id_is_not_found(name: str) -> None:
-    with pytest.raises(ModelNotFound, match="hub id"):
-        TextCodec.load(name)
-
-
-def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "models--someone--some-model"
-    save_byte_level(repository / "snapshots" / "0123abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
-    program = "from medusa_core.text import TextCodec; assert TextCodec.load('someone/some-model').encode('Hello')"
-
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-
-
 def test_a_template_file_that_is_missing_or_no_template_stops_the_start(byte_level: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.jinja"):
         TextCodec.load(str(byte_level), tmp_path / "nowhere.jinja")
     (tmp_path / "broken.jinja").write_text("{% for %}")
     with pytest.raises(ConfigurationError, match=r"broken\.jinja.*not a chat template"):
         TextCodec.load(str(byte_level), tmp_path / "broken.jinja")
-
-
-def test_code_that_a_checkpoint_brings_is_not_run(tmp_path: Path) -> None:
-    save_byte_level(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-
-    TextCodec.load(str(tmp_path))
-
-    assert not (tmp_path / "ran").exists()
 
 
 def test_reading_and_writing_text_leaves_torch_alone(byte_level: Path, llama: Path) -> None:

@@ -3,8 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_core.acceptance import Exact
+from medusa_core.node_choice import BestNodes
 from medusa_core.sampling import Sampler, SamplingParams
-from medusa_core.tree import BestNodes, CandidateTree, TreeTopology
+from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import CPU
 
 PAST = torch.tensor(10)
@@ -44,7 +45,7 @@ def test_a_root_alone_emits_its_own_draw() -> None:
 
 
 def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
-    tree = BestNodes(3, 1, VOCAB, 0, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7, None)
+    tree = BestNodes(3, 1, VOCAB, (), 0, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7, ())
     assert tree.used.tolist() == [True, True, False] or tree.used.tolist() == [True, False, False]
     wrong = int(tree.tokens[2])
 
@@ -56,7 +57,7 @@ def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
 def test_acceptance_is_a_walk_from_the_root_along_equal_draws(seed: int, temperature: float, nodes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     guesses = torch.randn(3, 4, generator=generator).log_softmax(-1)
-    tree = BestNodes(nodes, 3, 4, 0, CPU).build(torch.tensor(1), guesses, None)
+    tree = BestNodes(nodes, 3, 4, (), 0, CPU).build(torch.tensor(1), guesses, ())
     logits = torch.randn(tree.num_nodes, 4, generator=generator)
     sampler = Sampler(SamplingParams(temperature=temperature, seed=seed), CPU)
 

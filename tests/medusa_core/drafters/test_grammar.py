@@ -2,7 +2,7 @@ import torch
 
 from medusa_core.drafters import forced_branch
 from medusa_core.drafters.grammar import only_allowed
-from medusa_core.tree import IMPOSSIBLE
+from medusa_core.node_choice import IMPOSSIBLE
 from tests.cast import CPU
 
 

@@ -2,7 +2,7 @@ import torch
 
 from medusa_core.config import SpeculationParams
 from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState, Grammatical, forced_branch
-from medusa_core.engine import GenerationRequest
+from medusa_core.generation import GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import SOURCES, CandidateTree

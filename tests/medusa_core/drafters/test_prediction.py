@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_core.drafters import DraftState, PredictionBranch
-from medusa_core.tree import IMPOSSIBLE
+from medusa_core.node_choice import IMPOSSIBLE
 from tests.cast import CPU
 
 PROMPT = [50, 51, 52]

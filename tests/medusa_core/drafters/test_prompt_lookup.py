@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_core.drafters import PromptLookup
-from medusa_core.tree import IMPOSSIBLE
+from medusa_core.node_choice import IMPOSSIBLE
 from tests.cast import CPU
 
 GARBAGE = [7, 7, 7, 7]

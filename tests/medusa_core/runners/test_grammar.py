@@ -1,8 +1,9 @@
 import torch
 
 from medusa_core.constraints import Grammar
+from medusa_core.node_choice import IMPOSSIBLE
 from medusa_core.runners.grammar import check_tree, unpack_masks, what_follows
-from medusa_core.tree import IMPOSSIBLE, CandidateTree, TreeTopology
+from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import CPU
 from tests.tiny_tokenizers import JSON_TOKENS, grammar_vocabulary
 
