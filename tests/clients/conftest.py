@@ -1,4 +1,4 @@
-"""Three servers for all tests, each in a process of its own, and no way out of this machine."""
+"""The servers of all tests, each in a process of its own, and no way out of this machine."""
 
 import os
 import re
@@ -35,6 +35,7 @@ QUIET = {
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 REACHED_FOR = pytest.StashKey[list[str]]()
 
+HERMES_TEMPLATE = Path(__file__).with_name("hermes.jinja")
 STRICT_KEY = "sesame"
 # seeds of tests/server/fake_engine.py, which cannot be imported here
 FAILING_SEED, ENDLESS_SEED = 9003, 9005
@@ -132,6 +133,14 @@ def strict(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """One that wants a key and lets nobody wait."""
     with serving_fake(tokenizer, tmp_path_factory.mktemp("server"), api_key=STRICT_KEY, queue_size="0") as url:
         yield Server(url, "fake", STRICT_KEY)
+
+
+@pytest.fixture(scope="session")
+def calling(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One whose chat template teaches calls, so that a call in a question comes back as the model's own."""
+    options = {"chat_template": str(HERMES_TEMPLATE), "max_context": "4000"}
+    with serving_fake(tokenizer, tmp_path_factory.mktemp("server"), **options) as url:
+        yield Server(url, "fake")
 
 
 @pytest.fixture(scope="session")

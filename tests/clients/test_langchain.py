@@ -1,6 +1,8 @@
 """langchain-openai, against the demo model: ChatOpenAI and the older text-in, text-out OpenAI."""
 
 import asyncio
+import functools
+import operator
 from typing import Any
 
 import openai
@@ -22,10 +24,7 @@ def completion(server: Server, **options: Any) -> OpenAI:
 
 
 def gathered(chunks: list[AIMessageChunk]) -> AIMessageChunk:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole = whole + chunk
-    return whole
+    return functools.reduce(operator.add, chunks)
 
 
 def test_an_invocation_answers_with_usage_and_reason(demo: Server) -> None:

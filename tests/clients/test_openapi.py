@@ -22,37 +22,36 @@ CONFORMANCE = ",".join(
         "allow_header_conformance",
     ]
 )
+# random fields only, not every edge of every field as well
+FUZZING = ["--phases", "fuzzing"]
 GENERATION = ["--include-path", "/v1/completions", "--include-path", "/v1/chat/completions"]
 
 WHOLE_NUMBERS = {"SCHEMATHESIS_HOOKS": "tests.clients.whole_numbers"}
 
 NULL = {"type": "null"}
-FLAG = {"type": ["boolean", "null"]}
 
-# What is taken beyond the document: null for what is left out, and the spellings of other servers and older clients.
-ALSO_TAKEN: dict[str, dict[str, Any]] = {
-    "ChatRequest": {"logprobs": FLAG},
-    "CompletionRequest": {
-        "echo": FLAG,
-        "logprobs": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 20}, {"const": False}, NULL]},
-    },
-    "GenerationFields": {
-        "ignore_eos": FLAG,
-        "logit_bias": {
-            "type": ["object", "null"],
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-        },
-        "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 16}, NULL]},
-        "stop_token_ids": {"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 1024},
-        "stream": FLAG,
-        "top_k": {"anyOf": [{"type": "integer", "minimum": -1}, NULL]},
-    },
-    "StreamOptions": {"include_usage": FLAG},
-}
+NO_ITEMS = {"type": "array", "maxItems": 0}
+SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["🙂", 1, None]}}, "required": ["kind"]}
+OTHER_FORMS = [
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "structured_outputs",
+]
+# Who does not wait gets a 504.
+PATIENT = {"GenerationFields": {"timeout_s": {"type": ["number", "null"], "minimum": 60}}}
+FORMATS = [
+    None,
+    {"type": "text"},
+    {"type": "json_object"},
+    {"type": "json_schema", "json_schema": {"name": "kinds", "schema": SCHEMA}},
+]
 
 
 def sensible(vocabulary: int, answer_tokens: int) -> dict[str, dict[str, Any]]:
-    """What no schema of one field can say: the vocabulary, and which fields need another one."""
+    """What the schema of one field cannot say: the vocabulary, and which fields need or exclude each other."""
     token = {"type": "integer", "minimum": 0, "maximum": vocabulary - 1}
     prompt = {
         "anyOf": [
@@ -61,14 +60,33 @@ def sensible(vocabulary: int, answer_tokens: int) -> dict[str, dict[str, Any]]:
         ]
     }
     length = {"type": "integer", "minimum": 1, "maximum": answer_tokens}
-    few = {"enum": [None, 1, 2]}
     # the document rounds limits of 64 bits
     count = {"type": ["integer", "null"], "minimum": 1, "maximum": 1000}
-    share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    share = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}
+    message = {
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["system", "user", "assistant"]},
+            "content": {"type": "string", "maxLength": 40},
+        },
+        "required": ["role", "content"],
+    }
     return {
-        "ChatRequest": {"logprobs": {"const": True}, "max_completion_tokens": length, "max_tokens": length},
-        "CompletionRequest": {"best_of": {"type": "null"}, "max_tokens": length, "prompt": prompt},
+        "ChatRequest": {
+            "add_generation_prompt": {"enum": [None, True]},
+            "continue_final_message": {"enum": [None, False]},
+            "function_call": NULL,
+            "functions": NO_ITEMS,
+            "logprobs": {"const": True},
+            "max_completion_tokens": length,
+            "max_tokens": {"const": answer_tokens},
+            "messages": {"type": "array", "items": message, "minItems": 1, "maxItems": 4},
+            "tool_choice": {"enum": [None, "none", "auto"]},
+            "tools": NO_ITEMS,
+        },
+        "CompletionRequest": {"best_of": NULL, "max_tokens": length, "prompt": prompt, "suffix": NULL},
         "GenerationFields": {
+            **dict.fromkeys(OTHER_FORMS, NULL),
             "logit_bias": {
                 "type": "object",
                 "propertyNames": {"enum": [str(id) for id in range(vocabulary)]},
@@ -76,7 +94,8 @@ def sensible(vocabulary: int, answer_tokens: int) -> dict[str, dict[str, Any]]:
                 "maxProperties": 5,
             },
             "min_tokens": count,
-            "n": few,
+            "n": {"enum": [None, 1, 2]},
+            "response_format": {"enum": FORMATS},
             "seed": count,
             "stop_token_ids": {"type": "array", "items": token, "maxItems": 5},
             "stream_options": NULL,
@@ -92,12 +111,7 @@ def documented(server: Server, *changes: dict[str, dict[str, Any]]) -> dict[str,
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         # it describes the stream; schemathesis takes it for one event's
         operation["responses"]["200"]["content"].get("text/event-stream", {}).pop("schema", None)
-    # and who waits for the answer
-    patient = {
-        "model": {"const": server.model},
-        "timeout_s": {"type": ["number", "null"], "minimum": 60, "maximum": 600},
-    }
-    for table in ({"GenerationFields": patient}, *changes):
+    for table in ({"GenerationFields": {"model": {"const": server.model}}}, *changes):
         for name, fields in table.items():
             for owner in ("ChatRequest", "CompletionRequest") if name == "GenerationFields" else (name,):
                 schema = document["components"]["schemas"][owner]
@@ -131,28 +145,36 @@ def explore(
 
 
 def test_every_answer_is_as_documented(fake: Server, tmp_path: Path) -> None:
-    explore(fake, documented(fake), tmp_path, CONFORMANCE, "--max-examples", "150")
+    explore(fake, documented(fake, PATIENT), tmp_path, CONFORMANCE, "--max-examples", "100")
 
 
 def test_what_the_document_forbids_is_refused(fake: Server, tmp_path: Path) -> None:
-    document = documented(fake, ALSO_TAKEN)
-
-    explore(fake, document, tmp_path, "negative_data_rejection", "--mode", "negative", "--max-examples", "150")
+    explore(fake, documented(fake), tmp_path, "negative_data_rejection", "--mode", "negative", "--max-examples", "100")
 
 
 def test_what_the_document_allows_is_answered(fake: Server, tmp_path: Path) -> None:
-    document = documented(fake, sensible(vocabulary=300, answer_tokens=40))
+    document = documented(fake, PATIENT, sensible(vocabulary=300, answer_tokens=40))
     checks = f"{CONFORMANCE},positive_data_acceptance"
 
     explore(
-        fake, document, tmp_path, checks, "--mode", "positive", "--max-examples", "150", *GENERATION, **WHOLE_NUMBERS
+        fake, document, tmp_path, checks, "--mode", "positive", "--max-examples", "100", *GENERATION, **WHOLE_NUMBERS
     )
 
 
 def test_what_the_document_allows_is_answered_by_a_real_model(demo: Server, tmp_path: Path) -> None:
-    document = documented(demo, sensible(vocabulary=4096, answer_tokens=4))
+    document = documented(demo, PATIENT, sensible(vocabulary=4096, answer_tokens=4))
     checks = f"{CONFORMANCE},positive_data_acceptance"
 
     explore(
-        demo, document, tmp_path, checks, "--mode", "positive", "--max-examples", "25", *GENERATION, **WHOLE_NUMBERS
+        demo,
+        document,
+        tmp_path,
+        checks,
+        "--mode",
+        "positive",
+        "--max-examples",
+        "40",
+        *FUZZING,
+        *GENERATION,
+        **WHOLE_NUMBERS,
     )

@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tests.clients.conftest import Server
 
-pytest.skip("the server does not constrain answers yet", allow_module_level=True)
-
 QUESTION: list[Any] = [{"role": "user", "content": "What does textwrap.dedent do?"}]
 
 

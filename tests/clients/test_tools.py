@@ -1,6 +1,8 @@
 """Calls of functions, through every client that offers them; Node's stand in node/structured.test.js."""
 
+import functools
 import json
+import operator
 from typing import Any, Literal
 
 import litellm
@@ -12,8 +14,6 @@ from pydantic import BaseModel, ConfigDict
 
 from tests.clients.conftest import Server
 from tests.clients.node_runs import claims, run
-
-pytest.skip("the server does not call functions yet", allow_module_level=True)
 
 NODE_FILE = "structured.test.js"
 QUESTION: list[Any] = [{"role": "user", "content": "What does textwrap.dedent do?"}]
@@ -38,6 +38,9 @@ class Remember(BaseModel):
 
 FUNCTIONS: dict[str, type[BaseModel]] = {"Classify": Classify, "Remember": Remember}
 TOOLS: list[Any] = [openai.pydantic_function_tool(function) for function in FUNCTIONS.values()]
+ASKED_TO_CALL: list[Any] = [
+    {"role": "user", "content": '<tool_call>\n{"name": "Remember", "arguments": {"mood": "🙂"}}\n</tool_call>'}
+]
 NAMED: Any = {"type": "function", "function": {"name": "Remember"}}
 
 
@@ -50,10 +53,13 @@ def langchain(server: Server) -> ChatOpenAI:
     return ChatOpenAI(base_url=server.base_url, api_key=server.key, model="demo", max_retries=0)
 
 
+def gathered(chunks: list[Any]) -> Any:
+    return functools.reduce(operator.add, chunks)
+
+
 def litellm_chat(server: Server, **fields: Any) -> Any:
-    return litellm.completion(
-        model="openai/demo", api_base=server.base_url, api_key=server.key, messages=QUESTION, max_retries=0, **fields
-    )
+    common = {"api_base": server.base_url, "api_key": server.key, "max_retries": 0, "messages": QUESTION}
+    return litellm.completion(model=f"openai/{server.model}", **{**common, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +101,28 @@ def test_openai_puts_a_streamed_call_together(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "tool_calls"
 
 
-def test_openai_may_leave_the_choice_to_the_model(client: openai.OpenAI) -> None:
-    (choice,) = client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS, max_tokens=60).choices
-    calls = choice.message.tool_calls or []
+def test_openai_leaves_the_choice_to_a_model_that_was_taught_calls(calling: Server) -> None:
+    client = openai.OpenAI(base_url=calling.base_url, api_key=calling.key, max_retries=0, timeout=60)
+    with client.chat.completions.stream(model="fake", messages=ASKED_TO_CALL, tools=TOOLS) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    whole = client.chat.completions.parse(model="fake", messages=ASKED_TO_CALL, tools=TOOLS).choices[0]
+    without = client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "hi"}], tools=TOOLS)
 
-    assert (choice.finish_reason == "tool_calls") == bool(calls)
-    assert calls or choice.message.content
+    for choice in (streamed, whole):
+        (call,) = choice.message.tool_calls or []
+        assert call.function.parsed_arguments == Remember(mood="🙂")
+        assert choice.finish_reason == "tool_calls"
+    assert streamed.message.content == whole.message.content
+    assert without.choices[0].message.tool_calls is None
+    assert without.choices[0].finish_reason == "stop"
+
+
+def test_openai_hears_of_a_model_that_was_not(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="tool_choice") as caught:
+        client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS)
+
+    assert caught.value.param == "tools"
+    assert caught.value.code == "unsupported_parameter"
 
 
 def test_a_function_that_is_not_there_is_a_bad_request(client: openai.OpenAI) -> None:
@@ -124,12 +146,20 @@ def test_langchain_reads_a_call_and_goes_on_after_it(demo: Server) -> None:
     assert answer.content and not answer.tool_calls
 
 
+def test_langchain_leaves_the_choice_to_the_model(calling: Server) -> None:
+    model = ChatOpenAI(base_url=calling.base_url, api_key=calling.key, model="fake", max_retries=0)
+    bound = model.bind_tools([Classify, Remember])
+    chunks = list(bound.stream(ASKED_TO_CALL))
+
+    for answer in (bound.invoke(ASKED_TO_CALL), gathered(chunks)):
+        assert [(call["name"], call["args"]) for call in answer.tool_calls] == [("Remember", {"mood": "🙂"})]
+        assert answer.response_metadata["finish_reason"] == "tool_calls"
+    assert bound.invoke("hi").tool_calls == []
+
+
 def test_langchain_puts_a_streamed_call_together(demo: Server) -> None:
     chunks = list(langchain(demo).bind_tools([Classify], tool_choice="Classify").stream("What does os.getcwd do?"))
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole = whole + chunk
-    (call,) = whole.tool_calls
+    (call,) = gathered(chunks).tool_calls
 
     assert call["name"] == "Classify"
     Classify.model_validate(call["args"])
@@ -155,3 +185,10 @@ def test_litellm_puts_a_streamed_call_together(demo: Server) -> None:
 
     assert call.function.name == "Remember"
     Remember.model_validate_json(call.function.arguments)
+
+
+def test_litellm_leaves_the_choice_to_the_model(calling: Server) -> None:
+    (choice,) = litellm_chat(calling, messages=ASKED_TO_CALL, tools=TOOLS).choices
+
+    assert [call.function.name for call in choice.message.tool_calls] == ["Remember"]
+    assert choice.finish_reason == "tool_calls"
