@@ -60,7 +60,7 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
     if request.choice == "required":
         text = forced_call_grammar(request.tools, request.function, request.is_parallel, written, codec.added_token_id)
         return Calling(
-            offered=request.tools,
+            offered=request.offered,
             grammar=Grammar(text),
             is_named=request.function is not None,
             stream=lambda prompt: ForcedCallStream(written, new_id),
@@ -76,4 +76,4 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
         before = codec.decode(prompt, skip_special_tokens=False)
         return FreeCallStream(lambda prefix: codec.response_parser(prefix, request.tools), before, new_id)
 
-    return Calling(request.tools, None, False, free_stream)
+    return Calling(request.offered, None, False, free_stream)

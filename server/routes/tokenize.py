@@ -23,6 +23,7 @@ def _tokens(body: TokenizeRequest, codec: TextCodec) -> list[int]:
     assert body.messages is not None, "the schema lets one of the two through"
     return codec.encode_chat(
         [message.for_template() for message in body.messages],
+        tools=body.tool_request.offered if body.tool_request is not None else None,
         add_generation_prompt=body.starts_turn,
         continue_final_message=body.continue_final_message,
         template_arguments=body.chat_template_kwargs,

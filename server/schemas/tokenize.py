@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from medusa_core.errors import InvalidParameter
 from server.schemas.common import Flag, RequestFields
 from server.schemas.messages import Message, TemplateArguments, check_ending
+from server.schemas.tools import ToolFields
 
 __all__ = ["MAX_TOKENS", "DetokenizeRequest", "Detokenized", "TokenizeRequest", "Tokenized"]
 
@@ -16,7 +17,7 @@ MAX_TOKENS = 1_000_000
 MAX_TOKEN_ID = 2**32
 
 
-class TokenizeRequest(RequestFields):
+class TokenizeRequest(RequestFields, ToolFields):
     """The ids of a text, or of a conversation as the model would be given it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "def read_text(path):"}]})
@@ -34,6 +35,8 @@ class TokenizeRequest(RequestFields):
     def _is_one_text(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidParameter("send either prompt or messages", "prompt")
+        if self.messages is None and self.tool_request is not None:
+            raise InvalidParameter("tools belong to a conversation; send messages", "tools")
         if self.messages is not None:
             check_ending(self.messages, self.add_generation_prompt, self.continue_final_message)
         return self

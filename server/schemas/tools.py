@@ -150,6 +150,11 @@ class ToolRequest:
     function: str | None
     is_parallel: bool
 
+    @property
+    def offered(self) -> tuple[dict[str, Any], ...]:
+        """What the model is told of: nothing when it may call nothing."""
+        return self.tools if self.choice != "none" else ()
+
 
 class ToolFields(BaseModel):
     """The fields of a chat that are about tools; `functions` and `function_call` are older names of the first two."""

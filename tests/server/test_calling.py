@@ -175,3 +175,17 @@ def test_a_history_with_calls_is_rendered(server: Running) -> None:
 
     assert answer.status_code == 200
     assert "sunny" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_the_tokens_of_a_conversation_hold_the_tools_it_offers(server: Running) -> None:
+    conversation = {"messages": [{"role": "user", "content": "hi"}]}
+
+    def spelt(**fields: Any) -> str:
+        tokens = server.post("/tokenize", {**conversation, **fields}).json()["tokens"]
+        text: str = server.post("/detokenize", {"tokens": tokens}).json()["prompt"]
+        return text
+
+    assert "weather" in spelt(tools=[WEATHER])
+    assert "weather" not in spelt(tools=[WEATHER], tool_choice="none")
+    refused = server.post("/tokenize", {"prompt": "hi", "tools": [WEATHER]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
