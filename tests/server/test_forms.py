@@ -79,6 +79,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "call": {"tools": [SEARCH, OPEN], "tool_choice": "required"},
     "named call": {"tools": [SEARCH, OPEN], "tool_choice": {"type": "function", "function": {"name": "search"}}},
     "prediction": {"prediction": {"type": "content", "content": "Remove any common leading tabs from every line"}},
+    "stop strings": {"stop": ["white", "the"], "max_tokens": 60},
+    "several answers": {"n": 3, "max_tokens": 40},
+    "filters": {"top_p": 0.8, "min_p": 0.05, "top_k": 50, "max_tokens": 60},
+    "penalties and bias": {
+        "frequency_penalty": 1.0,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"300": 5, "301": -100},
+        "min_tokens": 30,
+        "max_tokens": 60,
+    },
     "schema and prediction": {
         "response_format": ENTRY_FORMAT,
         "prediction": {"type": "content", "content": '{"name": "textwrap", "parts": [{"kind": "module", "lines": 1}]'},
@@ -91,23 +101,43 @@ FORMS: dict[str, dict[str, Any]] = {
 def test_a_form_reads_the_same_with_speculation_and_without_streamed_and_whole(
     server: Running, fields: dict[str, Any], temperature: float
 ) -> None:
-    common = {**fields, "temperature": temperature, "seed": 4, "presence_penalty": 0.2}
+    common = {"max_tokens": 150, **fields, "temperature": temperature, "seed": 4, "presence_penalty": 0.2}
     answers = [ask(server, **common, speculation={"mode": mode}) for mode in ("tree", "chain", "off")]
-    body = {"model": "demo", "messages": QUESTION, "max_tokens": 150, **common, "stream": True}
+    body = {"model": "demo", "messages": QUESTION, **common, "stream": True}
     events = server.post(CHAT, body).text.splitlines()
-    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in events if line.startswith("data: {")]
+    streamed = [json.loads(line[6:])["choices"][0] for line in events if line.startswith("data: {")]
 
-    messages = [answer["choices"][0]["message"] for answer in answers]
-    for message in messages:
-        for call in message.get("tool_calls", []):
-            call["id"] = ""
-    assert messages[0] == messages[1] == messages[2]
-    assert len({json.dumps(answer["usage"]["completion_tokens"]) for answer in answers}) == 1
-    assert "".join(delta.get("content", "") for delta in deltas) == (messages[0]["content"] or "")
-    pieces = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    for index, call in enumerate(messages[0].get("tool_calls", [])):
-        arguments = "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index)
-        assert arguments == call["function"]["arguments"]
+    for answer in answers:
+        for choice in answer["choices"]:
+            for call in choice["message"].get("tool_calls", []):
+                call["id"] = ""
+    assert answers[0]["choices"] == answers[1]["choices"] == answers[2]["choices"]
+    assert answers[0]["usage"]["completion_tokens"] == answers[2]["usage"]["completion_tokens"]
+    for choice in answers[0]["choices"]:
+        deltas = [piece["delta"] for piece in streamed if piece["index"] == choice["index"]]
+        assert "".join(delta.get("content", "") for delta in deltas) == (choice["message"]["content"] or "")
+        pieces = [call for delta in deltas for call in delta.get("tool_calls", [])]
+        for index, call in enumerate(choice["message"].get("tool_calls", [])):
+            arguments = "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index)
+            assert arguments == call["function"]["arguments"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("fields", [{}, {"response_format": ENTRY_FORMAT}], ids=["free", "schema"])
+def test_log_probabilities_agree_with_speculation_and_without(
+    server: Running, fields: dict[str, Any], temperature: float
+) -> None:
+    common = {**fields, "temperature": temperature, "seed": 2, "max_tokens": 60, "logprobs": True, "top_logprobs": 3}
+    tree, plain = (
+        ask(server, **common, speculation={"mode": mode})["choices"][0]["logprobs"]["content"]
+        for mode in ("tree", "off")
+    )
+
+    assert [entry["token"] for entry in tree] == [entry["token"] for entry in plain]
+    for drafted, alone in zip(tree, plain, strict=True):
+        assert drafted["logprob"] == pytest.approx(alone["logprob"], abs=1e-4)
+        values = [[other["logprob"] for other in entry["top_logprobs"]] for entry in (drafted, alone)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_the_sdk_parses_what_it_asked_for(client: OpenAI) -> None:
