@@ -10,7 +10,7 @@ from medusa_core.backbone import Backbone
 from medusa_core.decoding import accept_and_commit, bucket, logprobs_of, verify
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
-from medusa_core.runners.grammar import check_tree, what_follows
+from medusa_core.runners.grammar import check_tree, host_tree, what_follows
 from medusa_core.runners.runner import DecodePlan, StepResult, step_result
 
 __all__ = ["EagerRunner"]
@@ -35,9 +35,7 @@ class EagerRunner:
             tree = plan.drafter.draft(state)
             phases.end("draft")
             # read before the forward pass is issued, so that a device need not finish that first
-            drafted = (
-                (tree.tokens.tolist(), tree.parent.tolist(), tree.used.tolist()) if constraint is not None else None
-            )
+            drafted = host_tree(tree) if constraint is not None else None
             # the commit writes one block of max_depth + 1 rows behind the accepted ones
             needed = past + max(plan.drafter.num_nodes, plan.drafter.max_depth + 1)
             visible_rows = min(self._cache.rows, bucket(needed))

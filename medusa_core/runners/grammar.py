@@ -1,7 +1,7 @@
 """Between the halves of a step: ask a grammar, on the host, what may follow the root and each drafted node."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,9 +10,22 @@ from medusa_core.constraints import Constraint
 from medusa_core.drafters import Grammatical, forced_branch
 from medusa_core.tree import CandidateTree
 
-__all__ = ["HostTree", "check_tree", "unpack_masks", "what_follows"]
+__all__ = ["HostTree", "check_tree", "host_tree", "unpack_masks", "what_follows"]
 
-HostTree = tuple[list[int], list[int], list[bool]]
+
+@dataclass(frozen=True)
+class HostTree:
+    """What the host needs to know of a drafted tree of N slots to walk it."""
+
+    tokens: list[int]
+    parents: list[int]
+    used: list[bool]
+
+
+def host_tree(tree: CandidateTree) -> HostTree:
+    """A tree's tokens, parents and used slots, in one copy to the host."""
+    tokens, parents, used = torch.stack([tree.tokens, tree.parent, tree.used.long()]).tolist()
+    return HostTree(tokens, parents, [bool(slot) for slot in used])
 
 
 def what_follows(constraint: Constraint, depth: int, vocab_size: int, device: torch.device) -> Grammatical:
@@ -26,11 +39,11 @@ def check_tree(
 ) -> tuple[CandidateTree, Tensor]:
     """The tree without the branches that the grammar forbids, and what it allows at each node.
 
-    drafted: the tree's tokens, parents and used slots as the host read them before the forward pass was issued.
+    drafted: the same tree as the host read it before the forward pass was issued.
 
     Returns the tree and [N, V] bool; unused nodes allow everything, since no row may be without a token.
     """
-    checked = constraint.check(*drafted)
+    checked = constraint.check(drafted.tokens, drafted.parents, drafted.used)
     device = tree.tokens.device
     used = torch.tensor(checked.is_legal, device=device)
     return replace(tree, used=used), unpack_masks(checked.masks, vocab_size, device)

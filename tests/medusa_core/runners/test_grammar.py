@@ -2,7 +2,7 @@ import torch
 
 from medusa_core.constraints import Grammar
 from medusa_core.node_choice import IMPOSSIBLE
-from medusa_core.runners.grammar import check_tree, unpack_masks, what_follows
+from medusa_core.runners.grammar import check_tree, host_tree, unpack_masks, what_follows
 from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import CPU
 from tests.tiny_tokenizers import JSON_TOKENS, grammar_vocabulary
@@ -46,8 +46,7 @@ def test_forbidden_branches_leave_the_tree_and_every_other_node_has_its_own_mask
     topology = TreeTopology.from_paths([(0,), (1,), (2,), (0, 0), (2, 0)])
     tree = CandidateTree.from_topology(topology, torch.tensor([B, A, COMMA, B, COMMA, A]))
 
-    drafted = tree.tokens.tolist(), tree.parent.tolist(), tree.used.tolist()
-    pruned, allowed = check_tree(constraint, tree, drafted, V)
+    pruned, allowed = check_tree(constraint, tree, host_tree(tree), V)
 
     assert pruned.used.tolist() == [True, True, True, False, True, False]
     rows = [row.nonzero()[:, 0].tolist() for row in allowed]
