@@ -23,9 +23,9 @@ test: setup  ## the whole test suite
 	$(BIN)/pytest
 
 test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
-	NODE_PATH=$(abspath $(NODE_CLIENTS)/node_modules) $(CLIENTS)/pytest tests/clients
+	$(CLIENTS)/pytest tests/clients
 
-# Only the extra: the project itself would bring torch.
+# Only the extra, which brings Node too: the project itself would bring torch.
 $(CLIENTS_STAMP): pyproject.toml constraints-clients.txt
 	test -x $(CLIENTS)/python || $(PYTHON) -m venv .venv-clients
 	$(CLIENTS)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -34,10 +34,10 @@ $(CLIENTS_STAMP): pyproject.toml constraints-clients.txt
 		-r .venv-clients/requirements.txt
 	touch $@
 
-$(NODE_STAMP): tests/clients/node/package.json
+$(NODE_STAMP): tests/clients/node/package.json | $(CLIENTS_STAMP)
 	mkdir -p $(NODE_CLIENTS)
 	cp $< $(NODE_CLIENTS)
-	npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
+	$(CLIENTS)/npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 
 lint: setup  ## formatting, style and types

@@ -18,6 +18,8 @@ from tests.live_server import clean_environment, serving
 ROOT = Path(__file__).parents[2]
 # the servers run in the project's own environment, the clients in this one
 SERVER_BIN = ROOT / ".venv" / "bin"
+# `make test-clients` installs them there
+NODE_MODULES = ROOT / ".work" / "clients" / "node" / "node_modules"
 DEMO_CHECKPOINT = ROOT / "medusa_core" / "demo" / "checkpoint"
 
 # Read by the clients when they are imported, and inherited by all that is started here.
@@ -147,6 +149,7 @@ def calling(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def node_environment(demo: Server, fake: Server, strict: Server) -> dict[str, str]:
     """What the tests in node/ read from their environment."""
     return {
+        "NODE_PATH": str(NODE_MODULES),
         "DEMO_URL": demo.url,
         "FAKE_URL": fake.url,
         "STRICT_URL": strict.url,

@@ -2,8 +2,8 @@
 
 import os
 import re
-import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,10 +20,10 @@ def claims(file: str) -> list[str]:
 
 def run(file: str, environment: Mapping[str, str]) -> dict[str, str | None]:
     """Each claim with None when it held, or with what node says of it."""
-    node = shutil.which("node")
-    assert node is not None, "there is no node on this machine"
+    # the one of this environment
+    node = Path(sys.executable).with_name("node")
     ended = subprocess.run(
-        [node, "--test", "--test-reporter=tap", str(NODE_FOLDER / file)],
+        [str(node), "--test", "--test-reporter=tap", str(NODE_FOLDER / file)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
