@@ -1,4 +1,4 @@
-"""The grammar of a forced tool call, in llguidance's Lark dialect: text in, text out.
+"""Grammars of tool calls, forced ones and strict ones, in llguidance's Lark dialect: text in, text out.
 
 The JSON is written as Python's `json.dumps` writes it, which is what models have seen: ", " and ": " and no other
 whitespace. Whether a schema can be followed is found out by whoever compiles the grammar.
@@ -6,12 +6,12 @@ whitespace. Whether a schema can be followed is found out by whoever compiles th
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medusa_core.tool_formats import ToolFormat
 
-__all__ = ["forced_call_grammar"]
+__all__ = ["forced_call_grammar", "strict_call_grammar"]
 
 # What a function without parameters takes.
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -46,14 +46,68 @@ def forced_call_grammar(
         return " ".join(_terms(text, tool_format.markers, added_token_id))
 
     further = f"({piece(tool_format.separator)} call)* " if is_parallel and function is None else ""
-    rules = [
-        f"start: {piece(tool_format.opener)} call {further}{piece(tool_format.closer)}",
-        "call: " + " | ".join(f"call_{number}" for number in range(len(functions))),
+    start = f"start: {piece(tool_format.opener)} call {further}{piece(tool_format.closer)}"
+    return _written([start, *_call_rules(functions, tool_format, piece)])
+
+
+def strict_call_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    strict: Collection[str],
+    is_parallel: bool,
+    tool_format: ToolFormat,
+    added_token_id: Callable[[str], int | None],
+) -> str | None:
+    """A grammar of answers in words that may hold calls, each of a listed function.
+
+    tools, added_token_id: see `forced_call_grammar`.
+    strict:                names of the functions whose arguments follow `parameters`; those of others are any object.
+    is_parallel:           whether more than one call may be made.
+
+    None where no function is strict, and for a format whose calls begin with no marker of their own: there, nothing
+    tells the beginning of a call from other text before it is too late to follow a schema.
+    """
+    marker = next((marker for marker in tool_format.markers if tool_format.opener.startswith(marker)), None)
+    functions = [tool["function"] for tool in tools]
+    if marker is None or not any(function["name"] in strict for function in functions):
+        return None
+
+    def piece(text: str) -> str:
+        return " ".join(_terms(text, tool_format.markers, added_token_id))
+
+    loose = [
+        function if function["name"] in strict else {"name": function["name"], "parameters": {"type": "object"}}
+        for function in functions
     ]
+    token = added_token_id(marker)
+    before = f"TEXT <[{token}]>" if token is not None else "before"
+    opener, closer = piece(tool_format.opener.removeprefix(marker)), piece(tool_format.closer)
+    ends_with_marker = any(end in tool_format.closer for end in tool_format.markers)
+    further = f"({piece(tool_format.separator)} call)*" if is_parallel and not ends_with_marker else ""
+    block = f"{before} {opener} call {further} {closer}"
+    if ends_with_marker:
+        start = f"start: ({block}){'*' if is_parallel else '?'} TEXT"
+    else:
+        # what follows such a call would be read as a part of it
+        start = f"start: TEXT | {block}"
+    literal = re.escape(marker).replace("/", "\\/")
+    rules = [start, f"TEXT: /(?s:.*)/ & ~/(?s:.*){literal}(?s:.*)/"]
+    if token is None:
+        rules.append(f"before[suffix={json.dumps(marker)}]: /(?s:.*)/")
+    return _written([*rules, *_call_rules(loose, tool_format, piece)])
+
+
+def _call_rules(
+    functions: Sequence[Mapping[str, Any]], tool_format: ToolFormat, piece: Callable[[str], str]
+) -> Iterator[str]:
+    """The rule of a call of any of the functions, and one for each of them."""
+    yield "call: " + " | ".join(f"call_{number}" for number in range(len(functions)))
     for number, called in enumerate(functions):
         # Name and surroundings are one literal where no token parts them: fewer lexemes, and all of it is forced.
         head = piece(tool_format.before_name + called["name"] + tool_format.before_arguments)
-        rules.append(f"call_{number}: {head} %json {_schema_text(called)} {piece(tool_format.after_arguments)}")
+        yield f"call_{number}: {head} %json {_schema_text(called)} {piece(tool_format.after_arguments)}"
+
+
+def _written(rules: Iterable[str]) -> str:
     return "\n".join(rule.rstrip() for rule in rules) + "\n"
 
 

@@ -8,7 +8,7 @@ from medusa_core.constraints import Grammar
 from medusa_core.errors import UnsupportedParameter
 from medusa_core.text import TextCodec
 from medusa_core.tool_formats import DEFAULT_TOOL_FORMAT
-from medusa_core.tool_grammar import forced_call_grammar
+from medusa_core.tool_grammar import forced_call_grammar, strict_call_grammar
 from server.call_events import Content, Event, new_call_id
 from server.schemas.tools import ToolRequest
 from server.tool_calls import CallStream, ForcedCallStream, FreeCallStream
@@ -33,7 +33,7 @@ class Calling:
     """How the calls of one request come about.
 
     offered:  what the chat template is told.
-    grammar:  forces calls; None leaves them to the model.
+    grammar:  forces calls, or holds those that the model makes to their schemas; None leaves all to the model.
     is_named: whether one certain function was asked for, which OpenAI answers with the finish_reason stop.
     stream:   finds the calls in an answer to the prompt with these ids.
     """
@@ -76,4 +76,7 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
         before = codec.decode(prompt, skip_special_tokens=False)
         return FreeCallStream(lambda prefix: codec.response_parser(prefix, request.tools), before, new_id)
 
-    return Calling(request.offered, None, False, free_stream)
+    strict = None
+    if known is not None:
+        strict = strict_call_grammar(request.tools, request.strict, request.is_parallel, known, codec.added_token_id)
+    return Calling(request.offered, Grammar(strict) if strict is not None else None, False, free_stream)

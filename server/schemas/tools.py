@@ -89,7 +89,7 @@ class Function(BaseModel):
     """A function that the model may call.
 
     parameters: JSON schema of the arguments, an object; left out, there are none.
-    strict:     taken, since a forced call follows the schema in any case; a call of the model's own accord may not.
+    strict:     a call of the model's own accord follows the schema, too, as a forced one does in any case.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -143,12 +143,14 @@ class ToolRequest:
     choice:      none: call nothing; auto: call or answer; required: call.
     function:    the one function that must be called; None: whichever fits.
     is_parallel: the answer may hold several calls.
+    strict:      names of the functions whose parameters every call follows.
     """
 
     tools: tuple[dict[str, Any], ...]
     choice: Literal["none", "auto", "required"]
     function: str | None
     is_parallel: bool
+    strict: frozenset[str]
 
     @property
     def offered(self) -> tuple[dict[str, Any], ...]:
@@ -199,7 +201,9 @@ class ToolFields(BaseModel):
         choice, function = self._chosen
         # the older fields knew one call in an answer only
         is_parallel = not self.functions and self.parallel_tool_calls is not False
-        return ToolRequest(tuple(offer.for_template() for offer in self._offered), choice, function, is_parallel)
+        tools = tuple(offer.for_template() for offer in self._offered)
+        strict = frozenset(offer.name for offer in self._offered if offer.strict)
+        return ToolRequest(tools, choice, function, is_parallel, strict)
 
     @property
     def _offered(self) -> list[Function]:

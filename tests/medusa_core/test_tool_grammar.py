@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from medusa_core.config import model_location
 from medusa_core.tool_formats import HERMES, LLAMA_JSON, MISTRAL_ARGS, TOOL_FORMATS, ToolFormat
-from medusa_core.tool_grammar import forced_call_grammar
+from medusa_core.tool_grammar import forced_call_grammar, strict_call_grammar
 
 every_format = pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda row: row.name)
 
@@ -247,3 +247,72 @@ def test_only_markers_are_looked_up() -> None:
 def test_a_function_that_nobody_offers_cannot_be_called(tools: list[dict[str, Any]], function: str | None) -> None:
     with pytest.raises(ValueError, match="no tool"):
         forced(HERMES, function, tools=tools)
+
+
+marked_formats = pytest.mark.parametrize(
+    "tool_format", [row for row in TOOL_FORMATS if row.markers], ids=lambda row: row.name
+)
+LOOSE = ("weather-2", '{"any": ["thing", 1]}')
+
+
+def strict(tool_format: ToolFormat, is_parallel: bool = True) -> str:
+    """Only the first function is strict."""
+    grammar = strict_call_grammar(TOOLS, {"weather"}, is_parallel, tool_format, spelt)
+    assert grammar is not None
+    return grammar
+
+
+@marked_formats
+def test_an_answer_that_may_call_may_also_be_words(demo: Follower, tool_format: ToolFormat) -> None:
+    for text in ("", "Hello\nworld", "a < b [TOOL", 'say {"name": "weather"}', "tool_call>"):
+        assert demo.accepts(strict(tool_format), text), text
+
+
+@marked_formats
+def test_a_strict_function_is_called_as_its_schema_says_and_any_other_with_any_object(
+    demo: Follower, tool_format: ToolFormat
+) -> None:
+    grammar = strict(tool_format)
+
+    for call in (FIRST, LOOSE, SECOND):
+        assert demo.accepts(grammar, "Well: " + written(tool_format, call))
+    for call in (("weather", '{"city": 1}'), ("weather", "{}"), ("weather-3", "{}"), ("weather-2", "[]")):
+        assert not demo.accepts(grammar, "Well: " + written(tool_format, call))
+
+
+@marked_formats
+def test_several_calls_are_made_where_they_may_be_parallel(demo: Follower, tool_format: ToolFormat) -> None:
+    both = written(tool_format, FIRST, LOOSE)
+
+    assert demo.accepts(strict(tool_format), both)
+    assert not demo.accepts(strict(tool_format, is_parallel=False), both)
+    assert demo.accepts(strict(tool_format, is_parallel=False), written(tool_format, FIRST))
+
+
+def test_words_may_follow_a_call_that_has_an_end_of_its_own(demo: Follower) -> None:
+    call = written(HERMES, FIRST)
+
+    assert demo.accepts(strict(HERMES), f"one {call} two {call} three")
+    assert not demo.accepts(strict(HERMES, is_parallel=False), f"one {call} two {call} three")
+    assert demo.accepts(strict(HERMES, is_parallel=False), f"one {call} two")
+
+
+def test_a_marker_that_is_a_token_of_its_own_begins_a_call_and_nothing_else_does() -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_location("demo"))
+    tokenizer.add_tokens([AddedToken("<tool_call>"), AddedToken("</tool_call>")])
+    follower = Follower(tokenizer)
+    grammar = strict_call_grammar(TOOLS, {"weather"}, True, HERMES, tokenizer.get_vocab().get)
+    assert grammar is not None
+
+    def tokens(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    assert follower.accepts(grammar, tokens("so " + written(HERMES, FIRST) + " and"))
+    assert not follower.accepts(grammar, tokens("so " + written(HERMES, ("weather", '{"city": 1}'))))
+    assert follower.accepts(grammar, tokens("no call"))
+
+
+def test_nothing_is_enforced_where_nothing_is_strict_or_no_marker_begins_a_call() -> None:
+    assert strict_call_grammar(TOOLS, set(), True, HERMES, spelt) is None
+    assert strict_call_grammar(TOOLS, {"weather"}, True, LLAMA_JSON, spelt) is None

@@ -13,10 +13,11 @@ from tests.server.running import MODEL, Running, running
 from tests.tiny_tokenizers import CHAT_TEMPLATE, save_byte_level
 
 # As Qwen's and Hermes' templates teach it, in short.
-HERMES_TEMPLATE = (
+TEACH_HERMES = (
     "{% if tools %}{{ '<tools>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '</tools>' }}"
     '{{ \'Answer with <tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call>\' }}{% endif %}'
-) + CHAT_TEMPLATE
+)
+HERMES_TEMPLATE = TEACH_HERMES + CHAT_TEMPLATE
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -28,7 +29,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln 🙂"}}\n<
 
 
 def request(choice: Any = "auto", function: str | None = None) -> ToolRequest:
-    return ToolRequest((WEATHER,), choice, function, True)
+    return ToolRequest((WEATHER,), choice, function, True, frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_calls_of_the_models_own_accord_need_one(plain: TextCodec, teaching: Tex
 
     calling = plan_calls(request(), teaching)
     assert calling is not None and calling.grammar is None
+
+
+def test_only_a_strict_function_holds_the_models_own_calls_to_its_schema(teaching: TextCodec) -> None:
+    asked = ToolRequest((WEATHER,), "auto", None, True, frozenset({"weather"}))
+    strict, loose = plan_calls(asked, teaching), plan_calls(request(), teaching)
+
+    assert strict is not None and strict.grammar is not None
+    assert loose is not None and loose.grammar is None
 
 
 @pytest.fixture(scope="module")

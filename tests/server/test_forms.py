@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.worker.client import ENGINE_FACTORY
 from tests.server.running import Running, running
+from tests.server.test_calling import TEACH_HERMES
 
 DEMO = Path(__file__).parents[2] / "medusa_core" / "demo" / "checkpoint"
 QUESTION: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
@@ -49,12 +50,16 @@ SEARCH: Any = {
         },
     },
 }
+STRICT: Any = {"type": "function", "function": {**SEARCH["function"], "strict": True}}
 OPEN: Any = {"type": "function", "function": {"name": "open_file"}}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(DEMO, ENGINE_FACTORY, served_model_name="demo", threads=1) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The demo model, with a template that offers tools as Hermes' does; without tools it is the model's own."""
+    template = tmp_path_factory.mktemp("template") / "chat_template.jinja"
+    template.write_text(TEACH_HERMES + (DEMO / "chat_template.jinja").read_text())
+    with running(DEMO, ENGINE_FACTORY, served_model_name="demo", threads=1, chat_template=template) as server:
         yield server
 
 
@@ -78,6 +83,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "grammar": {"guided_grammar": 'start: "dedent" ("(" ARG ")")?\nARG: /[a-z]{1,6}/'},
     "call": {"tools": [SEARCH, OPEN], "tool_choice": "required"},
     "named call": {"tools": [SEARCH, OPEN], "tool_choice": {"type": "function", "function": {"name": "search"}}},
+    "strict tools": {"tools": [STRICT], "max_tokens": 60},
     "prediction": {"prediction": {"type": "content", "content": "Remove any common leading tabs from every line"}},
     "stop strings": {"stop": ["white", "the"], "max_tokens": 60},
     "several answers": {"n": 3, "max_tokens": 40},

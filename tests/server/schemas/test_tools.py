@@ -53,6 +53,7 @@ def test_a_template_gets_names_descriptions_and_parameters_and_nothing_else() ->
         "auto",
         None,
         True,
+        frozenset({"weather"}),
     )
 
 
@@ -224,3 +225,15 @@ def test_the_first_piece_of_a_call_and_the_later_ones_have_openais_shape() -> No
     whole.validate_python({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}})
     with pytest.raises(ValidationError):
         piece.validate_python({"id": "c", "function": {"arguments": "{"}})
+
+
+def test_strict_functions_are_known_by_name() -> None:
+    offered = [
+        {"type": "function", "function": {"name": "a", "strict": True}},
+        {"type": "function", "function": {"name": "b", "strict": False}},
+        {"type": "function", "function": {"name": "c", "strict": None}},
+    ]
+    found = asked(tools=offered)
+
+    assert found is not None
+    assert found.strict == {"a"}
