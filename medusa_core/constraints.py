@@ -6,6 +6,7 @@ tree the tokens that may be drawn are those that may follow the node's own path.
 """
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ __all__ = ["Checked", "Constraint", "Grammar", "GrammarVocabulary"]
 _JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Beyond this a grammar is data, not a form; llguidance's own budgets bound the work that smaller ones can cause.
 _MAX_GRAMMAR_BYTES = 1_000_000
+# llguidance reads GBNF character by character in Python.
+_MAX_GBNF_CHARACTERS = 50_000
 _KEPT_GRAMMARS = 16
 # What llguidance says of a walk that has to stop, in words.
 _REASONS = {
@@ -76,12 +79,12 @@ class Grammar:
     def lark(cls, text: str) -> Self:
         """Text that a context-free grammar derives, in llguidance's Lark dialect or in llama.cpp's GBNF."""
         from llguidance import LLMatcher
-        from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+        from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
-        try:
-            return cls(LLMatcher.grammar_from_lark(any_to_lark(text)))
-        except (GbnfToLarkError, ValueError, LookupError, RecursionError) as error:
-            raise InvalidParameter(f"the grammar cannot be read: {_one_line(error)}") from error
+        if not is_lark_syntax(text):
+            _check_gbnf(text)
+            text = gbnf_to_lark(text)
+        return cls(LLMatcher.grammar_from_lark(text))
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,33 @@ class GrammarVocabulary:
         if matcher.is_error():
             raise InvalidParameter(f"the grammar cannot be used: {_one_line(matcher.get_error())}")
         return matcher
+
+
+def _check_gbnf(text: str) -> None:
+    """Refuse what llguidance's reader of GBNF stumbles over with an error of no class of its own."""
+    from llguidance.gbnf_to_lark import ASTNode, GbnfToLarkError, GrammarParser, RuleRefNode
+
+    if len(text) > _MAX_GBNF_CHARACTERS:
+        raise InvalidParameter(
+            f"the grammar is GBNF of {len(text)} characters, at most {_MAX_GBNF_CHARACTERS} are taken; write it as Lark"
+        )
+    try:
+        rules = GrammarParser().parse(text)
+    except (GbnfToLarkError, ValueError, LookupError, RecursionError) as error:
+        raise InvalidParameter(f"the grammar cannot be read: {_one_line(error)}") from error
+    if "root" not in rules:
+        raise InvalidParameter("the grammar cannot be read: it has no rule named root, nor one named start as Lark has")
+    # what both notations allow in a name differs, and names are made alike
+    names = [re.sub(r"([a-z])([A-Z])", r"\1_\2", name.replace("-", "_")).lower() for name in rules if name != "root"]
+    twice = next((name for name in names if names.count(name) > 1 or name == "start"), None)
+    if twice is not None or len(re.findall(r"(?m)^\s*root\s*::=", text)) > 1:
+        raise InvalidParameter(f"the grammar cannot be read: the rule {twice or 'root'} stands twice; rename one")
+    pending: list[ASTNode] = list(rules.values())
+    while pending:
+        node = pending.pop()
+        if isinstance(node, RuleRefNode) and node.name not in rules:
+            raise InvalidParameter(f"the grammar cannot be read: there is no rule named {node.name[:64]!r}")
+        pending.extend(node.children())
 
 
 def _holds(mask: bytes, token: int) -> bool:

@@ -73,11 +73,11 @@ class PromptTooLong(RequestError):
     """The prompt leaves no room for an answer."""
 
     def __init__(self, prompt_tokens: int, max_tokens: int, context: int, param: str | None = None) -> None:
-        # LiteLLM and others recognise an overflow by exactly these words.
+        # LiteLLM recognises an overflow by the first sentence, LangChain by the last.
         super().__init__(
             f"This model's maximum context length is {context} tokens. However, you requested "
             f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion). "
-            "Please shorten the prompt.",
+            "The prompt is too long; shorten it.",
             param,
         )
 

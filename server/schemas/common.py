@@ -159,8 +159,8 @@ class SpeculationFields(BaseModel):
     mode: SpeculationMode | None = None
     max_nodes: int | None = Field(None, ge=1, lt=INT64)
     acceptance: AcceptanceName | None = None
-    epsilon: float | None = Field(None, allow_inf_nan=False)
-    delta: float | None = Field(None, allow_inf_nan=False)
+    epsilon: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    delta: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
 
     def params(self) -> SpeculationParams:
         """The engine's parameters. Raises InvalidParameter for a value out of range."""

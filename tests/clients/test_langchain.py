@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
@@ -112,10 +113,11 @@ def test_a_stop_string_is_honoured(demo: Server) -> None:
     assert chat(demo).invoke(QUESTION, stop=["leading"]).content == text[: text.index("leading")]
 
 
-def test_a_conversation_that_is_too_long_is_told_by_its_code(demo: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048 tokens") as caught:
+def test_a_conversation_that_is_too_long_is_an_overflow_to_langchain(demo: Server) -> None:
+    with pytest.raises(ContextOverflowError, match="maximum context length is 2048 tokens") as caught:
         chat(demo).invoke("word " * 9000)
 
+    assert isinstance(caught.value, openai.BadRequestError)
     assert caught.value.code == "context_length_exceeded"
 
 

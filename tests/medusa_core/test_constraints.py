@@ -166,7 +166,28 @@ def test_a_hostile_schema_is_followed_or_refused_and_never_hangs(
         assert len(str(refused)) < 1000
 
 
-@pytest.mark.parametrize("grammar", ["nonsense", "start: undefined_rule", 'root ::= "a', "start: /(?!a)/"])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "",
+        " ",
+        "#",
+        "nonsense",
+        "start: undefined_rule",
+        'root ::= "a',
+        "start: /(?!a)/",
+        'word ::= "a"',
+        "root ::= missing",
+        'root ::= "a" | ("b" missing)',
+        'root ::= "a"\nroot ::= "b"',
+        'root ::= a-b\na-b ::= "x"\na_b ::= "y"',
+        'root ::= aB\naB ::= "x" root?\na_b ::= "y" root?',
+        'root ::= start\nstart ::= "x" root?',
+        "root ::= " + "(" * 5000,
+        "root ::= " + '"a" ' * 20_000,
+    ],
+    ids=lambda grammar: grammar[:30],
+)
 def test_what_is_no_grammar_is_refused(vocabulary: GrammarVocabulary, grammar: str) -> None:
     with pytest.raises(InvalidParameter, match="grammar"):
         vocabulary.compile(Grammar.lark(grammar).text)
