@@ -6,13 +6,15 @@ tree the tokens that may be drawn are those that may follow the node's own path.
 """
 
 import json
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
 
 from medusa_core.errors import InvalidParameter
+from medusa_core.gbnf import is_lark, lark_of_gbnf, one_line
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -24,15 +26,10 @@ __all__ = ["Checked", "Constraint", "Grammar", "GrammarVocabulary"]
 _JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Beyond this a grammar is data, not a form; llguidance's own budgets bound the work that smaller ones can cause.
 _MAX_GRAMMAR_BYTES = 1_000_000
-# llguidance reads GBNF character by character in Python.
-_MAX_GBNF_CHARACTERS = 50_000
-_KEPT_GRAMMARS = 16
-# What llguidance says of a walk that has to stop, in words.
-_REASONS = {
-    "NoExtensionBias": "no text that this model's tokens spell matches it",
-    "LexerTooComplex": "its expressions cost too much to follow",
-    "ParserTooComplex": "its rules cost too much to follow",
-}
+# A compiled grammar holds up to about 20 MB of lexer states, and much more where its text is long.
+_MAX_LEXER_STATES = 50_000
+_KEPT_GRAMMARS = 8
+_MAX_KEPT_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,8 @@ class Grammar:
         from llguidance import LLMatcher
 
         options: Any = {**_JSON_STYLE, "lenient": is_lenient}
-        try:
+        with _refusing("schema"):
             return cls(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
-        except (ValueError, RecursionError) as error:
-            raise InvalidParameter(f"the schema cannot be used: {_one_line(error)}") from error
 
     @classmethod
     def json_object(cls) -> Self:
@@ -68,7 +63,8 @@ class Grammar:
         """Text that matches a regular expression whole, in the syntax of Rust's regex crate (no look-around)."""
         from llguidance import LLMatcher
 
-        return cls(LLMatcher.grammar_from_regex(pattern))
+        with _refusing("expression"):
+            return cls(LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
     def choice(cls, options: Sequence[str]) -> Self:
@@ -79,12 +75,9 @@ class Grammar:
     def lark(cls, text: str) -> Self:
         """Text that a context-free grammar derives, in llguidance's Lark dialect or in llama.cpp's GBNF."""
         from llguidance import LLMatcher
-        from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
-        if not is_lark_syntax(text):
-            _check_gbnf(text)
-            text = gbnf_to_lark(text)
-        return cls(LLMatcher.grammar_from_lark(text))
+        with _refusing("grammar"):
+            return cls(LLMatcher.grammar_from_lark(text if is_lark(text) else lark_of_gbnf(text)))
 
 
 @dataclass(frozen=True)
@@ -102,25 +95,34 @@ class Checked:
 class Constraint:
     """One answer on its way through a grammar."""
 
-    def __init__(self, matcher: "LLMatcher", ends: Sequence[int]) -> None:
-        self._matcher, self._ends = matcher, tuple(ends)
+    # Copies of a matcher share the states of its lexer, which are bounded. What other answers and drafted nodes have
+    # explored must not end this one, so a walk that hits the bound goes on, from where it is, in a matcher of its own.
+
+    def __init__(self, vocabulary: "GrammarVocabulary", grammar: str, matcher: "LLMatcher") -> None:
+        self._vocabulary, self._grammar, self._matcher = vocabulary, grammar, matcher
+        self._written: list[int] = []
 
     def allowed(self) -> bytes:
         """The tokens that may come next, one bit a token, the lowest bit first; an end where the grammar is complete.
 
         Raises InvalidParameter when following the grammar costs more than its budget.
         """
-        mask = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            reason = _one_line(self._matcher.get_error())
+        mask = self._vocabulary.mask(self._matcher)
+        if mask is None:
+            self._matcher = self._vocabulary.fresh(self._grammar)
+            self._matcher.consume_tokens(self._written)
+            mask = self._vocabulary.mask(self._matcher)
+        if mask is None:
+            reason = one_line(self._matcher.get_error())
             raise InvalidParameter(f"the grammar cannot be followed further: {reason}; send a simpler one")
         return mask
 
     def forced(self) -> list[int]:
         """The span that must come next, empty where there is a choice."""
         if self._matcher.is_stopped():
-            return list(self._ends) if len(self._ends) == 1 else []
-        return self._matcher.compute_ff_tokens()
+            return self._vocabulary.ends if len(self._vocabulary.ends) == 1 else []
+        span = self._matcher.compute_ff_tokens()
+        return list(takewhile(lambda token: token < self._vocabulary.vocab_size, span))
 
     def check(self, tokens: Sequence[int], parents: Sequence[int], used: Sequence[bool]) -> Checked:
         """Walk every used node of a tree whose root is the last token that `advance` was told; changes nothing.
@@ -140,34 +142,39 @@ class Constraint:
             # a complete grammar takes no token, not even the end that it allows; nothing follows that anyway
             if not matcher.is_stopped():
                 matcher.consume_token(tokens[node])
-            mask = matcher.compute_bitmask()
             # a path that cannot be followed further is no worse than one that was not drafted
-            if not matcher.is_error():
-                matchers[node], masks[node] = matcher, mask
+            matchers[node], masks[node] = matcher, self._vocabulary.mask(matcher)
         return Checked([mask is not None for mask in masks], masks)
 
     def advance(self, tokens: Iterable[int]) -> None:
         """Follow what was emitted; tokens behind the grammar's end are those of an answer that is cut there."""
         for token in tokens:
-            if self._matcher.is_stopped():
+            # also true after an error, which `allowed` makes good
+            if self._matcher.is_stopped() and not self._matcher.is_error():
                 return
+            self._written.append(token)
             self._matcher.consume_token(token)
 
 
 class GrammarVocabulary:
     """The tokens of one model as grammars see them; compiles grammars, keeps the latest. Safe to use from threads."""
 
-    def __init__(self, tokenizer_json: str, vocab_size: int, ends: Sequence[int]) -> None:
-        """A tokenizer as tokenizers' JSON, V, and the tokens that end an answer.
+    def __init__(self, tokenizer_json: str, tokenizer_size: int, vocab_size: int, ends: Sequence[int]) -> None:
+        """A tokenizer as tokenizers' JSON and how many tokens it knows, V, and the tokens that end an answer.
 
         Takes about a second for a large vocabulary. Raises InvalidParameter when no token ends an answer.
         """
         from llguidance import LLTokenizer
 
-        if not ends:
+        self.ends = [end for end in ends if end < vocab_size]
+        if not self.ends:
             raise InvalidParameter("this model has no end token, so an answer that fits a grammar could not end")
-        self._ends = tuple(ends)
-        self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(ends))
+        # some tokenizers know more tokens than their model has rows for
+        self._hidden = max(0, tokenizer_size - vocab_size)
+        self.vocab_size = vocab_size
+        self._tokenizer = LLTokenizer(
+            tokenizer_json, n_vocab=max(tokenizer_size, vocab_size), eos_token=list(self.ends)
+        )
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def compile(self, grammar: str) -> Constraint:
@@ -177,59 +184,48 @@ class GrammarVocabulary:
         """
         # Threads that meet here compile twice at worst: each of these calls is one operation of the interpreter.
         matcher = self._compiled.pop(grammar, None)
-        matcher = matcher if matcher is not None else self._build(grammar)
-        constraint = Constraint(matcher.deep_copy(), self._ends)
-        self._compiled[grammar] = matcher
+        if matcher is None or self.mask(matcher.deep_copy()) is None:
+            matcher = self.fresh(grammar)
+        if len(grammar) <= _MAX_KEPT_CHARACTERS:
+            self._compiled[grammar] = matcher
         if len(self._compiled) > _KEPT_GRAMMARS:
             self._compiled.popitem(last=False)
-        return constraint
+        return Constraint(self, grammar, matcher.deep_copy())
 
-    def _build(self, grammar: str) -> "LLMatcher":
+    def mask(self, matcher: "LLMatcher") -> bytes | None:
+        """What a matcher allows next, one bit a token; None when it cannot go on."""
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
+            return None
+        if self._hidden == 0:
+            return mask
+        kept = bytearray(mask[: -(-self.vocab_size // 8)])
+        kept[-1] &= 0xFF >> (-self.vocab_size % 8)
+        return bytes(kept) if any(kept) else None
+
+    def fresh(self, grammar: str) -> "LLMatcher":
+        """A matcher that shares nothing with others; raises what `compile` raises."""
         from llguidance import LLMatcher, LLParserLimits
 
         size = len(grammar.encode())
         if size > _MAX_GRAMMAR_BYTES:
             raise InvalidParameter(f"the grammar has {size} bytes, at most {_MAX_GRAMMAR_BYTES} are taken")
-        matcher = LLMatcher(self._tokenizer, grammar, limits=LLParserLimits(verbose_errors=False), log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # some mistakes show with the first mask only
-        if matcher.is_error():
-            raise InvalidParameter(f"the grammar cannot be used: {_one_line(matcher.get_error())}")
+        limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+        matcher = LLMatcher(self._tokenizer, grammar, limits=limits, log_level=0)
+        # some mistakes show with the first mask only
+        if matcher.is_error() or self.mask(matcher) is None:
+            raise InvalidParameter(f"the grammar cannot be used: {one_line(matcher.get_error())}")
         return matcher
-
-
-def _check_gbnf(text: str) -> None:
-    """Refuse what llguidance's reader of GBNF stumbles over with an error of no class of its own."""
-    from llguidance.gbnf_to_lark import ASTNode, GbnfToLarkError, GrammarParser, RuleRefNode
-
-    if len(text) > _MAX_GBNF_CHARACTERS:
-        raise InvalidParameter(
-            f"the grammar is GBNF of {len(text)} characters, at most {_MAX_GBNF_CHARACTERS} are taken; write it as Lark"
-        )
-    try:
-        rules = GrammarParser().parse(text)
-    except (GbnfToLarkError, ValueError, LookupError, RecursionError) as error:
-        raise InvalidParameter(f"the grammar cannot be read: {_one_line(error)}") from error
-    if "root" not in rules:
-        raise InvalidParameter("the grammar cannot be read: it has no rule named root, nor one named start as Lark has")
-    # what both notations allow in a name differs, and names are made alike
-    names = [re.sub(r"([a-z])([A-Z])", r"\1_\2", name.replace("-", "_")).lower() for name in rules if name != "root"]
-    twice = next((name for name in names if names.count(name) > 1 or name == "start"), None)
-    if twice is not None or len(re.findall(r"(?m)^\s*root\s*::=", text)) > 1:
-        raise InvalidParameter(f"the grammar cannot be read: the rule {twice or 'root'} stands twice; rename one")
-    pending: list[ASTNode] = list(rules.values())
-    while pending:
-        node = pending.pop()
-        if isinstance(node, RuleRefNode) and node.name not in rules:
-            raise InvalidParameter(f"the grammar cannot be read: there is no rule named {node.name[:64]!r}")
-        pending.extend(node.children())
 
 
 def _holds(mask: bytes, token: int) -> bool:
     return token // 8 < len(mask) and bool(mask[token // 8] >> (token % 8) & 1)
 
 
-def _one_line(reason: object) -> str:
-    """A reason of llguidance's, which quotes the place of a mistake over several lines, on one."""
-    text = " ".join(str(reason).replace("<non-verbose/>", "").split())
-    return _REASONS.get(text, text)
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Whatever a reader of grammars raises on text it cannot read is the request's fault."""
+    try:
+        yield
+    except (ValueError, LookupError, RecursionError) as error:
+        raise InvalidParameter(f"the {what} cannot be read: {one_line(error)}") from error

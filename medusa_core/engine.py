@@ -113,7 +113,8 @@ class Engine:
         drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device)
 
         def load_vocabulary() -> GrammarVocabulary:
-            return GrammarVocabulary(TextCodec.load(config.model).tokenizer_json, info.vocab_size, info.eos_token_ids)
+            codec = TextCodec.load(config.model)
+            return GrammarVocabulary(codec.tokenizer_json, codec.vocab_size, info.vocab_size, info.eos_token_ids)
 
         engine = cls(backbone, info, config.prefill_chunk, drafters, load_vocabulary)
         progress("warming up", 0.9)
@@ -159,14 +160,16 @@ class Engine:
         if len(request.prompt) >= self.info.max_context:
             asked = request.max_tokens if request.max_tokens is not None else 1
             raise PromptTooLong(len(request.prompt), asked, self.info.max_context)
-        outside = [token for token, _ in request.sampling.logit_bias if not 0 <= token < self.info.vocab_size]
-        if outside:
-            message = f"token id {outside[0]} is not in the vocabulary of {self.info.vocab_size}"
-            raise InvalidParameter(message, "logit_bias")
-        outside = [token for token in request.prediction if not 0 <= token < self.info.vocab_size]
-        if outside:
-            message = f"token id {outside[0]} is not in the vocabulary of {self.info.vocab_size}"
-            raise InvalidParameter(message, "prediction")
+        named = {
+            "logit_bias": [token for token, _ in request.sampling.logit_bias],
+            "stop_token_ids": request.stop_token_ids,
+            "prediction": request.prediction,
+        }
+        for name, tokens in named.items():
+            outside = next((token for token in tokens if not 0 <= token < self.info.vocab_size), None)
+            if outside is not None:
+                message = f"token id {outside} is not in the vocabulary of {self.info.vocab_size}"
+                raise InvalidParameter(message, name)
 
     def generate(self, request: GenerationRequest, should_stop: Callable[[], bool] = never) -> Iterator[Delta]:
         """Continue a sequence until EOS, a stop token, a limit, or until `should_stop` says so.

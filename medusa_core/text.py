@@ -57,6 +57,7 @@ class TextCodec:
         self._infill = self._find_infill()
         added = self._backend.get_added_tokens_decoder()
         self._added_ids: dict[str, int] = {token.content: number for number, token in added.items()}
+        self._text_tokens = frozenset(number for number, token in added.items() if not token.special)
 
     @classmethod
     def load(cls, model: str, chat_template_file: Path | None = None) -> "TextCodec":
@@ -208,6 +209,11 @@ class TextCodec:
         return self._tokenizer.get_response_parser(
             self._response_template, prefix=prefix, tools=[dict(tool) for tool in tools]
         )
+
+    @property
+    def text_tokens(self) -> frozenset[int]:
+        """Added tokens that are text all the same, such as those that models put around their reasoning."""
+        return self._text_tokens
 
     def added_token_id(self, text: str) -> int | None:
         """The id of a token that was added to the vocabulary as a whole, None for text that is spelt in pieces."""

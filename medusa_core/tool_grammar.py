@@ -56,12 +56,14 @@ def strict_call_grammar(
     is_parallel: bool,
     tool_format: ToolFormat,
     added_token_id: Callable[[str], int | None],
+    text_tokens: Collection[int],
 ) -> str | None:
     """A grammar of answers in words that may hold calls, each of a listed function.
 
     tools, added_token_id: see `forced_call_grammar`.
     strict:                names of the functions whose arguments follow `parameters`; those of others are any object.
     is_parallel:           whether more than one call may be made.
+    text_tokens:           added tokens that may stand among the words, such as those around reasoning.
 
     None where no function is strict, and for a format whose calls begin with no marker of their own: there, nothing
     tells the beginning of a call from other text before it is too late to follow a schema.
@@ -79,18 +81,22 @@ def strict_call_grammar(
         for function in functions
     ]
     token = added_token_id(marker)
-    before = f"TEXT <[{token}]>" if token is not None else "before"
+    markers = {added_token_id(name) for name in tool_format.markers}
+    own = " | ".join(f"<[{other}]>" for other in sorted(text_tokens) if other not in markers)
+    # a regular expression stands for no added token
+    words = f"(TEXT? ({own}))* TEXT?" if own else "TEXT?"
+    before = f"words <[{token}]>" if token is not None else f"(TEXT? ({own}))* before" if own else "before"
     opener, closer = piece(tool_format.opener.removeprefix(marker)), piece(tool_format.closer)
     ends_with_marker = any(end in tool_format.closer for end in tool_format.markers)
     further = f"({piece(tool_format.separator)} call)*" if is_parallel and not ends_with_marker else ""
     block = f"{before} {opener} call {further} {closer}"
     if ends_with_marker:
-        start = f"start: ({block}){'*' if is_parallel else '?'} TEXT"
+        start = f"start: ({block}){'*' if is_parallel else '?'} words"
     else:
         # what follows such a call would be read as a part of it
-        start = f"start: TEXT | {block}"
+        start = f"start: words | {block}"
     literal = re.escape(marker).replace("/", "\\/")
-    rules = [start, f"TEXT: /(?s:.*)/ & ~/(?s:.*){literal}(?s:.*)/"]
+    rules = [start, f"words: {words}", f"TEXT: /(?s:.+)/ & ~/(?s:.*){literal}(?s:.*)/"]
     if token is None:
         rules.append(f"before[suffix={json.dumps(marker)}]: /(?s:.*)/")
     return _written([*rules, *_call_rules(loose, tool_format, piece)])

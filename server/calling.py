@@ -78,5 +78,7 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
 
     strict = None
     if known is not None:
-        strict = strict_call_grammar(request.tools, request.strict, request.is_parallel, known, codec.added_token_id)
+        strict = strict_call_grammar(
+            request.tools, request.strict, request.is_parallel, known, codec.added_token_id, codec.text_tokens
+        )
     return Calling(request.offered, Grammar(strict) if strict is not None else None, False, free_stream)

@@ -39,5 +39,8 @@ class Grammars:
     def _of(self, info: WorkerInfo) -> GrammarVocabulary:
         if self._vocabulary is None:
             # two first requests at once prepare it twice, and no more
-            self._vocabulary = GrammarVocabulary(self._codec.tokenizer_json, info.vocab_size, info.eos_token_ids)
+            codec = self._codec
+            self._vocabulary = GrammarVocabulary(
+                codec.tokenizer_json, codec.vocab_size, info.vocab_size, info.eos_token_ids
+            )
         return self._vocabulary

@@ -26,7 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"adjustments", "kv_cache", "heads", "node_choice"},
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"tokenizer_files", "tool_grammar"},
-        {"config", "chat_templates", "detokenizer", "infill", "token_bytes", "tool_formats"},
+        {"config", "chat_templates", "detokenizer", "gbnf", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
     "server": [

@@ -89,4 +89,4 @@ def grammar_vocabulary(vocab_size: int, end: int) -> GrammarVocabulary:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True) for name in names if name.startswith("<")])
-    return GrammarVocabulary(backend.to_str(), vocab_size, [end])
+    return GrammarVocabulary(backend.to_str(), vocab_size, vocab_size, [end])

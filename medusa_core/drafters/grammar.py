@@ -19,8 +19,10 @@ def only_allowed(log_probs: Tensor, allowed: Tensor) -> Tensor:
 
     Returns [K, V]; what is not allowed is at IMPOSSIBLE.
     """
-    first = log_probs[:1].masked_fill(~allowed, -torch.inf).log_softmax(dim=-1)
-    # a grammar allows one token at least, so there is no row of NaN; never above 0, or a child outscores its parent
+    # heads may know fewer tokens than the model, and so none that is allowed, which leaves a row of NaN
+    known = allowed[: log_probs.shape[1]]
+    first = log_probs[:1].masked_fill(~known, -torch.inf).log_softmax(dim=-1).nan_to_num(nan=IMPOSSIBLE)
+    # never above 0, or a child would outscore its parent
     return torch.cat([first.clamp(min=IMPOSSIBLE, max=0.0), log_probs[1:]])
 
 

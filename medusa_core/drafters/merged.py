@@ -54,4 +54,6 @@ class MergedDrafter:
 
 def _only_allowed(branch: Branch, allowed: Tensor) -> Branch:
     """The branch, impossible from its start when its first token is not in `allowed` [V] bool."""
-    return replace(branch, log_probs=branch.log_probs.masked_fill(~allowed[branch.tokens[0]], IMPOSSIBLE))
+    # an index of no dimension would be read by the host
+    is_forbidden = ~allowed.index_select(0, branch.tokens[:1])
+    return replace(branch, log_probs=branch.log_probs.masked_fill(is_forbidden, IMPOSSIBLE))

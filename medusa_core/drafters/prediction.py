@@ -48,7 +48,7 @@ class PredictionBranch:
         matched = match_lengths(self._text, recent).minimum(written)  # the prompt is no part of the answer
         distance = (self._places + 1 - written).abs().clamp(max=self._text.shape[0])
         best = (matched * (self._text.shape[0] + 1) - distance).argmax()
-        length = matched[best]
+        length = matched.index_select(0, best.reshape(1))  # [1]; an index of no dimension is read by the host
         following = best + 1 + self._ahead
         log_probs = self._log_probs[(length - 1 + self._ahead).clamp(0, len(_CONTINUES) - 1)]
         is_possible = (length > 0) & (following < self._text.shape[0])

@@ -43,7 +43,7 @@ class PromptLookup:
         recent = history[(past - torch.arange(self._longest, device=history.device)).clamp(min=0)]
         matched = match_lengths(history, recent).masked_fill(positions >= past, 0)
         best = (matched * history.shape[0] + torch.where(matched > 0, positions, 0)).argmax()
-        length = matched[best]
+        length = matched.index_select(0, best.reshape(1))  # [1]; an index of no dimension is read by the host
         tokens = history[best + 1 + self._ahead % (past - best)]
         # each accepted token makes the match one token longer
         log_probs = self._log_probs[(length - 1 + self._ahead).clamp(0, self._longest - 1)]

@@ -222,6 +222,7 @@ def test_max_nodes_lowers_the_tree_and_never_raises_it() -> None:
         (GenerationRequest((1, 23), GREEDY), InvalidParameter, "token id 23 .* vocabulary of 23"),
         (GenerationRequest((-1,), GREEDY), InvalidParameter, "token id -1"),
         (GenerationRequest((1,), GREEDY, max_tokens=-1), InvalidParameter, "max_tokens is -1"),
+        (GenerationRequest((1,), GREEDY, stop_token_ids=frozenset({99})), InvalidParameter, "token id 99"),
         (GenerationRequest((1,) * 128, GREEDY, max_tokens=5), PromptTooLong, "128 tokens.*133 tokens"),
     ],
 )
@@ -417,3 +418,14 @@ def test_a_loaded_engine_has_timed_its_plain_step(tmp_path: Path) -> None:
     engine = Engine.load(EngineConfig(model=str(tmp_path)))
 
     assert 0.0 < engine.info.plain_step_s < 10.0
+
+
+def test_heads_of_a_smaller_vocabulary_draft_under_a_grammar() -> None:
+    backbone = MockBackbone()
+    options = {"eos": (END,), "vocabulary": grammar_vocabulary(backbone.vocab_size, END)}
+    engine = make_engine(backbone, random_heads(backbone.lm_head[:20]), tree_nodes=12, **options)  # type: ignore[arg-type]
+    plain = make_engine(MockBackbone(), **options)  # type: ignore[arg-type]
+
+    for speculation in (SpeculationParams(), SpeculationParams(mode="chain")):
+        found = run(engine, PROMPT, SamplingParams(1.0, seed=2), grammar=LIST.text, speculation=speculation)
+        assert found == run(plain, PROMPT, SamplingParams(1.0, seed=2), grammar=LIST.text)

@@ -257,7 +257,7 @@ LOOSE = ("weather-2", '{"any": ["thing", 1]}')
 
 def strict(tool_format: ToolFormat, is_parallel: bool = True) -> str:
     """Only the first function is strict."""
-    grammar = strict_call_grammar(TOOLS, {"weather"}, is_parallel, tool_format, spelt)
+    grammar = strict_call_grammar(TOOLS, {"weather"}, is_parallel, tool_format, spelt, ())
     assert grammar is not None
     return grammar
 
@@ -301,7 +301,7 @@ def test_a_marker_that_is_a_token_of_its_own_begins_a_call_and_nothing_else_does
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_location("demo"))
     tokenizer.add_tokens([AddedToken("<tool_call>"), AddedToken("</tool_call>")])
     follower = Follower(tokenizer)
-    grammar = strict_call_grammar(TOOLS, {"weather"}, True, HERMES, tokenizer.get_vocab().get)
+    grammar = strict_call_grammar(TOOLS, {"weather"}, True, HERMES, tokenizer.get_vocab().get, ())
     assert grammar is not None
 
     def tokens(text: str) -> list[int]:
@@ -314,5 +314,27 @@ def test_a_marker_that_is_a_token_of_its_own_begins_a_call_and_nothing_else_does
 
 
 def test_nothing_is_enforced_where_nothing_is_strict_or_no_marker_begins_a_call() -> None:
-    assert strict_call_grammar(TOOLS, set(), True, HERMES, spelt) is None
-    assert strict_call_grammar(TOOLS, {"weather"}, True, LLAMA_JSON, spelt) is None
+    assert strict_call_grammar(TOOLS, set(), True, HERMES, spelt, ()) is None
+    assert strict_call_grammar(TOOLS, {"weather"}, True, LLAMA_JSON, spelt, ()) is None
+
+
+@pytest.mark.parametrize("has_marker_tokens", [True, False])
+def test_a_model_may_reason_in_tokens_of_its_own_before_it_calls(has_marker_tokens: bool) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_location("demo"))
+    names = ["<think>", "</think>", *(["<tool_call>", "</tool_call>"] if has_marker_tokens else [])]
+    tokenizer.add_tokens([AddedToken(name) for name in names])
+    vocabulary = tokenizer.get_vocab()
+    follower = Follower(tokenizer)
+    free = [vocabulary[name] for name in names]
+    grammar = strict_call_grammar(TOOLS, {"weather"}, True, HERMES, vocabulary.get, free)
+    assert grammar is not None
+
+    def accepts(text: str) -> bool:
+        return follower.accepts(grammar, tokenizer(text, add_special_tokens=False).input_ids)
+
+    call = written(HERMES, FIRST)
+    assert accepts("<think>hm, so</think>no call")
+    assert accepts("<think></think>")
+    assert accepts(f"<think>hm</think>\n{call}")
+    assert accepts(f"a <think>hm</think> b {call} c <think>d</think>")
+    assert not accepts("<think>hm</think>" + written(HERMES, ("weather", '{"city": 1}')))

@@ -1,7 +1,9 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medusa_core.config import SpeculationParams
 from medusa_core.drafters import (
@@ -56,3 +58,34 @@ def test_every_drafter_keeps_the_contract(make: Callable[[], Drafter]) -> None:
     )
     assert len(set(siblings)) == len(siblings)
     assert torch.equal(drafted.depth[1:], drafted.depth[drafted.parent[1:]] + 1)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the places where the host waits for a value of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.item, torch.ops.aten.nonzero):
+            self.found.append(str(func))
+        return func(*args, **(kwargs if kwargs is not None else {}))
+
+
+@pytest.mark.parametrize("name", ["plain", "heads alone", "heads and lookup", "all", "chain"])
+def test_drafting_never_makes_the_host_wait_for_the_device(name: str) -> None:
+    drafter = DRAFTERS[name]()
+    draft = getattr(type(drafter).draft, "__wrapped__", type(drafter).draft)  # inference mode hides what is read
+
+    with torch.no_grad(), HostReads() as reads:
+        draft(drafter, STATE)
+
+    assert reads.found == []
+
+
+def test_an_index_of_no_dimension_is_a_read_that_is_noticed() -> None:
+    with HostReads() as reads:
+        torch.arange(5)[torch.tensor(3)]
+
+    assert reads.found != []
