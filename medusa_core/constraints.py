@@ -6,6 +6,7 @@ tree the tokens that may be drawn are those that may follow the node's own path.
 """
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ __all__ = ["Checked", "Constraint", "Grammar", "GrammarVocabulary"]
 _JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Beyond this a grammar is data, not a form; llguidance's own budgets bound the work that smaller ones can cause.
 _MAX_GRAMMAR_BYTES = 1_000_000
+_REFERENCE = re.compile(r'"\$ref"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_MAX_REFERENCES, _MAX_RULES = 210, 525
 # A compiled grammar holds up to about 20 MB of lexer states, and much more where its text is long.
 _MAX_LEXER_STATES = 50_000
+_MEANINGFUL = frozenset("\\.+*?()|[]{}^$")
 _KEPT_GRAMMARS = 8
 _MAX_KEPT_CHARACTERS = 100_000
 
@@ -69,7 +73,8 @@ class Grammar:
     @classmethod
     def choice(cls, options: Sequence[str]) -> Self:
         """One of several texts."""
-        return cls.lark("start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))
+        # one expression: of alternatives in a rule, each would be an item of every step
+        return cls.regex("|".join(map(_literal, options)))
 
     @classmethod
     def lark(cls, text: str) -> Self:
@@ -210,12 +215,40 @@ class GrammarVocabulary:
         size = len(grammar.encode())
         if size > _MAX_GRAMMAR_BYTES:
             raise InvalidParameter(f"the grammar has {size} bytes, at most {_MAX_GRAMMAR_BYTES} are taken")
+        _check_depth(grammar)
         limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
         matcher = LLMatcher(self._tokenizer, grammar, limits=limits, log_level=0)
         # some mistakes show with the first mask only
         if matcher.is_error() or self.mask(matcher) is None:
             raise InvalidParameter(f"the grammar cannot be used: {one_line(matcher.get_error())}")
         return matcher
+
+
+def _literal(text: str) -> str:
+    """A regular expression that matches a text and nothing else."""
+    return "".join(
+        f"\\{character}"
+        if character in _MEANINGFUL
+        else character
+        if character.isprintable()
+        else f"\\x{{{ord(character):x}}}"
+        for character in text
+    )
+
+
+def _check_depth(grammar: str) -> None:
+    """Refuse grammars whose parts refer to each other too often.
+
+    llguidance follows references by recursion: a few hundred in a row overflow a stack of 2 MB, which no caller could
+    catch. Any of them might be in a row.
+    """
+    references = len(set(_REFERENCE.findall(grammar))) + grammar.count("\\u0024")
+    rules = sum(":" in line for line in grammar.splitlines())
+    if references / _MAX_REFERENCES + rules / _MAX_RULES > 1:
+        raise InvalidParameter(
+            f"the grammar has {references} definitions that are referred to and {rules} rules, at most "
+            f"{_MAX_REFERENCES} and {_MAX_RULES} are taken"
+        )
 
 
 def _holds(mask: bytes, token: int) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from medusa_core.token_bytes import TokenBytes
+
 __all__ = ["TextPiece", "TextStream"]
 
 # A character that no further token of this many would complete is not a split one: the model emits invalid bytes.
@@ -40,8 +42,15 @@ class TextStream:
     # tokenizers' DecodeStream raises a bare Exception where byte-fallback tokens change what came before them, so
     # the window is kept here: text grows by what decoding it with the new tokens adds.
 
-    def __init__(self, backend: Tokenizer, stop: Sequence[str], prompt: Sequence[int], keeps_special: bool) -> None:
-        self._backend, self._keeps_special = backend, keeps_special
+    def __init__(
+        self,
+        backend: Tokenizer,
+        spelling: TokenBytes,
+        stop: Sequence[str],
+        prompt: Sequence[int],
+        keeps_special: bool,
+    ) -> None:
+        self._backend, self._spelling, self._keeps_special = backend, spelling, keeps_special
         self._stop = tuple(string for string in stop if string)
         self._window = list(prompt[-CONTEXT_TOKENS:])
         self._released = len(self._window)
@@ -75,7 +84,13 @@ class TextStream:
         """
         if self._stopped:
             return ""
-        self._held += self._pending_text().rstrip(REPLACEMENT)
+        pending = self._pending_text()
+        shown = pending.rstrip(REPLACEMENT)
+        spelt = b"".join(map(self._spelling.of, self._window[self._released :]))
+        meant = 0  # the character that stands for broken ones may also have been meant
+        while spelt.endswith(REPLACEMENT.encode()):
+            spelt, meant = spelt.removesuffix(REPLACEMENT.encode()), meant + 1
+        self._held += pending[: len(shown) + meant]
         self._cut_at_stop()
         self._stopped = True
         return self._held

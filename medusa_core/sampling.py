@@ -31,6 +31,10 @@ _RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
+# Below this, noise and near-ties have long ceased to matter, and quotients would overflow.
+_COLDEST = 1e-5
+# Below this a penalty is a ban of everything else; far below, logits overflow.
+_LEAST_REPETITION_PENALTY = 0.01
 _MASK = 0xFFFFFFFF
 # The two multipliers of a full-avalanche 32-bit integer hash (xor-shift-multiply, three rounds of shifts).
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
@@ -79,8 +83,10 @@ class SamplingParams:
             raise InvalidParameter(f"top_k is {self.top_k}, it must be at least 1", "top_k")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidParameter("seed must fit in 64 bits", "seed")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
-            message = f"repetition_penalty is {self.repetition_penalty}, it must be above 0"
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty >= _LEAST_REPETITION_PENALTY):
+            message = (
+                f"repetition_penalty is {self.repetition_penalty}, it must be at least {_LEAST_REPETITION_PENALTY}"
+            )
             raise InvalidParameter(message, "repetition_penalty")
         if self.min_tokens < 0:
             raise InvalidParameter(f"min_tokens is {self.min_tokens}, it must be at least 0", "min_tokens")
@@ -139,7 +145,7 @@ def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
     logits = logits.float()
     if params.temperature == 0.0:
         return logits
-    logits = logits / params.temperature
+    logits = logits / max(params.temperature, _COLDEST)
     vocab_size = logits.shape[-1]
     if params.top_k is not None and params.top_k < vocab_size:
         threshold = logits.topk(params.top_k, dim=-1).values[..., -1:]

@@ -57,6 +57,7 @@ class TextCodec:
         self._infill = self._find_infill()
         added = self._backend.get_added_tokens_decoder()
         self._added_ids: dict[str, int] = {token.content: number for number, token in added.items()}
+        self.longest_token = max(map(len, self._backend.get_vocab()), default=1)
         self._text_tokens = frozenset(number for number, token in added.items() if not token.special)
 
     @classmethod
@@ -191,7 +192,7 @@ class TextCodec:
                        first word of a text. A chat answer is a text of its own and names none.
         keeps_special: whether special tokens are part of the text, as some formats of tool calls need it.
         """
-        return TextStream(self._backend, stop, prompt, keeps_special)
+        return TextStream(self._backend, self._token_bytes, stop, prompt, keeps_special)
 
     @property
     def tool_format(self) -> ToolFormat | None:
@@ -214,6 +215,11 @@ class TextCodec:
     def text_tokens(self) -> frozenset[int]:
         """Added tokens that are text all the same, such as those that models put around their reasoning."""
         return self._text_tokens
+
+    def added_token_in(self, text: str) -> str | None:
+        """An added token that a text spells out, None where it spells none; backslashes are not counted."""
+        plain = text.replace("\\", "")
+        return next((name for name in self._added_ids if name in text or name in plain), None)
 
     def added_token_id(self, text: str) -> int | None:
         """The id of a token that was added to the vocabulary as a whole, None for text that is spelt in pieces."""

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
@@ -150,6 +150,25 @@ class Answering:
         """A fresh id of an answer, such as chatcmpl-..."""
         return f"{prefix}-{uuid.uuid4().hex}"
 
+    async def prepare(self, request: Request, body: GenerationFields, work: Callable[[], T]) -> T:
+        """Do a request's work that takes a while, off the event loop, while its client and its time last.
+
+        Raises QueueFull or NotReady before it begins, ClientGone and RequestTimeout while it goes on.
+        """
+        self.worker.check_room()
+        arrived = request.scope.get(ARRIVED, time.monotonic())
+        left_s = self._timeout_of(body) - (time.monotonic() - arrived)
+        try:
+            return await unless_gone(request.receive, asyncio.wait_for(asyncio.to_thread(work), left_s))
+        except TimeoutError:
+            raise RequestTimeout(self._timeout_of(body)) from None
+        except ClientGone:
+            self.metrics.count_cancelled("queued")
+            raise
+
+    def _timeout_of(self, body: GenerationFields) -> float:
+        return min(self.timeout_s, body.timeout_s) if body.timeout_s is not None else self.timeout_s
+
     async def respond(
         self,
         request: Request,
@@ -169,7 +188,7 @@ class Answering:
         info = self.worker.ready_info()
         salt = request.scope.get(KEY_LABEL)
         arrived = request.scope.get(ARRIVED, time.monotonic())
-        timeout_s = min(self.timeout_s, body.timeout_s) if body.timeout_s is not None else self.timeout_s
+        timeout_s = self._timeout_of(body)
         generates = [msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted]
         job = self.worker.submit(generates, arrived, timeout_s)
         tally = Tally(
@@ -189,9 +208,11 @@ class Answering:
             if not body.stream:
                 wholes = await unless_gone(request.receive, self._collect(job, answers))
                 chosen = [wholes[index] for index in _likeliest(answers, wanted, kept)]
-                whole = shape.whole(chosen, tally.usage(), tally.speculation())
+                usage, stats = tally.usage(), tally.speculation()
+                # log-probabilities of many tokens are megabytes, and writing them takes a while
+                content = await asyncio.to_thread(lambda: msgspec.json.encode(shape.whole(chosen, usage, stats)))
                 tally.close(shape.outcome(len(answers) - 1, wholes[-1].reason))
-                return _json(whole, headers)
+                return Response(content, headers=headers, media_type="application/json")
             first = await unless_gone(request.receive, _next(job))
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = self._chunks(first, job, answers, tally, shape, include_usage)
@@ -323,7 +344,3 @@ def _outcome(error: MedusaError) -> str:
 def _reason(answer: Answer) -> FinishReason:
     assert answer.finish_reason is not None, "a collected answer has ended"
     return answer.finish_reason
-
-
-def _json(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    return Response(msgspec.json.encode(body), headers=dict(headers), media_type="application/json")

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
-from server.answering import ARRIVED, Answering
+from server.answering import ARRIVED, CLIENT_CLOSED_REQUEST, Answering, ClientGone
 from server.auth import OPEN_PATHS, ApiKeyGuard
 from server.errors import BodyTooLarge, error_response, problem_of
 from server.grammars import Grammars
@@ -152,6 +152,7 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app = FastAPI(title="Medusa Server", version=metadata.version("medusa-server"), lifespan=lifespan)
     for cls in (MedusaError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(cls, refuse)
+    app.add_exception_handler(ClientGone, lambda request, error: Response(status_code=CLIENT_CLOSED_REQUEST))
     # innermost first
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     keys = [key.get_secret_value() for key in settings.api_key]

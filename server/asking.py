@@ -1,6 +1,6 @@
 """From a checked body to what the worker is asked for: one Generate for each answer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,7 +13,10 @@ from server.answer import Echo
 from server.schemas.common import GenerationFields
 from server.worker.messages import Generate, Sampling, Speculation, WorkerInfo
 
-__all__ = ["Wanted", "check_prompt", "predicted_tokens", "several", "to_generate"]
+__all__ = ["Wanted", "check_length", "check_prompt", "check_scores", "predicted_tokens", "several", "to_generate"]
+
+# About 100 MB of JSON.
+MAX_SCORES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,29 @@ def check_prompt(prompt: list[int], requested: int | None, info: WorkerInfo, par
     if len(prompt) >= info.max_context:
         raise PromptTooLong(len(prompt), requested if requested is not None else 1, info.max_context, param)
     _check_tokens(prompt, info, param)
+
+
+def check_length(texts: Iterable[str], requested: int | None, codec: TextCodec, info: WorkerInfo, param: str) -> None:
+    """Refuse text that is too long however it is tokenized, before anybody spends time on that.
+
+    Raises PromptTooLong, which counts the fewest tokens there can be.
+    """
+    fewest = sum(map(len, texts)) // codec.longest_token
+    if fewest >= info.max_context:
+        raise PromptTooLong(fewest, requested if requested is not None else 1, info.max_context, param)
+
+
+def check_scores(wanted: Sequence[Wanted], info: WorkerInfo) -> None:
+    """Refuse more log-probabilities than a response should carry; raises InvalidParameter."""
+    total = 0
+    for one in wanted:
+        asked, top = one.generate, one.generate.top_logprobs
+        room = info.max_context - len(asked.prompt)
+        answer = min(room, asked.max_tokens) if asked.max_tokens is not None else room
+        total += (1 + top) * (answer + (len(asked.prompt) if one.echo is not None else 0)) if top is not None else 0
+    if total > MAX_SCORES:
+        message = f"the answers may hold {total} log-probabilities, at most {MAX_SCORES} are reported; ask for fewer"
+        raise InvalidParameter(message, "logprobs")
 
 
 def to_generate(

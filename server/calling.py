@@ -34,12 +34,14 @@ class Calling:
 
     offered:  what the chat template is told.
     grammar:  forces calls, or holds those that the model makes to their schemas; None leaves all to the model.
+    is_forced: whether the answer is calls and nothing else.
     is_named: whether one certain function was asked for, which OpenAI answers with the finish_reason stop.
     stream:   finds the calls in an answer to the prompt with these ids.
     """
 
     offered: Sequence[Mapping[str, Any]]
     grammar: Grammar | None
+    is_forced: bool
     is_named: bool
     stream: Callable[[Sequence[int]], CallStream]
 
@@ -62,6 +64,7 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
         return Calling(
             offered=request.offered,
             grammar=Grammar(text),
+            is_forced=True,
             is_named=request.function is not None,
             stream=lambda prompt: ForcedCallStream(written, new_id),
         )
@@ -81,4 +84,10 @@ def plan_calls(request: ToolRequest | None, codec: TextCodec) -> Calling | None:
         strict = strict_call_grammar(
             request.tools, request.strict, request.is_parallel, known, codec.added_token_id, codec.text_tokens
         )
-    return Calling(request.offered, Grammar(strict) if strict is not None else None, False, free_stream)
+    return Calling(
+        request.offered,
+        Grammar(strict) if strict is not None else None,
+        is_forced=False,
+        is_named=False,
+        stream=free_stream,
+    )

@@ -21,8 +21,15 @@ class Grammars:
         wish = fields.wished_form()
         if wish is None:
             return None
+        self.check_spelling(wish.grammar.text, wish.param)
         self.check(wish.grammar, info, wish.param)
         return wish.grammar
+
+    def check_spelling(self, text: str, param: str) -> None:
+        """Refuse a form that spells out a token the tokenizer would read as one: an end would stand for its letters."""
+        name = self._codec.added_token_in(text)
+        if name is not None:
+            raise InvalidParameter(f"the form holds the text {name[:64]!r}, which is a token of its own here", param)
 
     def check(self, grammar: Grammar, info: WorkerInfo, param: str) -> None:
         """Compile a grammar and ask it what may come first; takes a moment, so not on the event loop.

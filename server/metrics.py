@@ -63,7 +63,9 @@ class ModelMetrics:
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "draft tokens verified")
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "draft tokens accepted and delivered")
         self.request_prompt_tokens = histogram("request_prompt_tokens", "prompt length", sizes)
-        self.request_generation_tokens = histogram("request_generation_tokens", "answer length", sizes)
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens", "tokens of all answers to a request", sizes
+        )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "arrival to first token", FIRST_TOKEN_S)
         self.inter_token_latency = histogram("inter_token_latency_seconds", "step gap shared by its tokens", GAP_S)
         self.inter_step_latency = histogram("inter_step_latency_seconds", "gap between two steps", GAP_S)
@@ -110,7 +112,7 @@ class ModelMetrics:
         )
         self._requests = Counter(
             "medusa_requests",
-            "answers by the way they ended",
+            "requests by the way they ended",
             ["model_name", "endpoint", "finish_reason"],
             registry=registry,
         )

@@ -25,8 +25,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads", "node_choice"},
         {"sampling", "tree", "calibration", "text", "constraints"},
-        {"tokenizer_files", "tool_grammar"},
-        {"config", "chat_templates", "detokenizer", "gbnf", "infill", "token_bytes", "tool_formats"},
+        {"tokenizer_files", "tool_grammar", "detokenizer"},
+        {"config", "chat_templates", "gbnf", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
     "server": [

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions."""
 
-import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from medusa_core.errors import InvalidParameter
 from medusa_core.text import TextCodec
 from server.answer import Piece
 from server.answering import Answering, Whole, fingerprint
-from server.asking import Wanted, check_prompt, predicted_tokens, several, to_generate
+from server.asking import Wanted, check_length, check_prompt, check_scores, predicted_tokens, several, to_generate
 from server.call_events import CallOpened, Content, Event, Reasoning, call_delta, fold
 from server.calling import Calling, PlainStream, plan_calls
 from server.openapi import CHAT, generation_responses
@@ -167,10 +167,14 @@ def _calling(body: ChatRequest, codec: TextCodec) -> Calling | None:
 
 
 def _wanted(
-    body: ChatRequest, calling: Calling | None, info: WorkerInfo, answering: Answering
-) -> tuple[list[Wanted], list[int]]:
-    """All answers, and the prompt they answer."""
+    body: ChatRequest, info: WorkerInfo, answering: Answering
+) -> tuple[Calling | None, list[Wanted], list[int]]:
+    """How calls come about, all answers, and the prompt they answer."""
     codec = answering.codec
+    calling = _calling(body, codec)
+    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    # a template adds to what the messages say, and leaves none of it out but what the model once thought
+    check_length((message.content or "" for message in body.messages), max_tokens, codec, info, "messages")
     prompt = codec.encode_chat(
         [message.for_template() for message in body.messages],
         tools=calling.offered if calling is not None else None,
@@ -178,10 +182,10 @@ def _wanted(
         continue_final_message=body.continue_final_message,
         template_arguments=body.chat_template_kwargs,
     )
-    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     check_prompt(prompt, max_tokens, info, "messages")
     grammar = calling.grammar if calling is not None else answering.grammars.wished(body, info)
     if calling is not None and calling.grammar is not None:
+        answering.grammars.check_spelling(json.dumps(calling.offered, ensure_ascii=False), "tools")
         answering.grammars.check(calling.grammar, info, "tools")
     generate = to_generate(
         body,
@@ -196,8 +200,12 @@ def _wanted(
     # an answer is a text of its own, unless it goes on with one
     before = prompt if body.continue_final_message else ()
     # the marks of a call may be special tokens
-    stream = partial(codec.stream, body.stop, before, keeps_special=calling is not None)
-    return several(generate, body.answers_wanted, stream, None, first=0), prompt
+    # a forced call is no text for a stop string to cut, its arguments always parse
+    stops = body.stop if calling is None or not calling.is_forced else ()
+    stream = partial(codec.stream, stops, before, keeps_special=calling is not None)
+    wanted = several(generate, body.answers_wanted, stream, None, first=0)
+    check_scores(wanted, info)
+    return calling, wanted, prompt
 
 
 def chat_router(answering: Answering) -> APIRouter:
@@ -209,8 +217,7 @@ def chat_router(answering: Answering) -> APIRouter:
         """Answer a conversation, streamed or in one piece."""
         answering.check_model(body.model)
         info = answering.worker.ready_info()
-        calling = await asyncio.to_thread(_calling, body, answering.codec)
-        wanted, prompt = await asyncio.to_thread(_wanted, body, calling, info, answering)
+        calling, wanted, prompt = await answering.prepare(request, body, lambda: _wanted(body, info, answering))
         streams = [calling.stream(prompt) if calling is not None else PlainStream() for _ in wanted]
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)

@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from medusa_core.text import TextCodec
 from server.answer import Echo, Piece
 from server.answering import Answering, Whole, fingerprint
-from server.asking import Wanted, check_prompt, predicted_tokens, several, to_generate
+from server.asking import Wanted, check_length, check_prompt, check_scores, predicted_tokens, several, to_generate
 from server.openapi import COMPLETIONS, generation_responses
 from server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -98,11 +97,14 @@ class CompletionShape:
 
 
 def _echo(prompt: str | list[int], tokens: list[int], codec: TextCodec) -> Echo:
-    """The prompt as it was sent; one of token ids as the text they spell."""
-    spelt = codec.stream()
+    """The prompt as it was sent; one of token ids as the text they spell, special tokens included."""
+    spelt = codec.stream(keeps_special=True)
     piece = spelt.push(tokens)
-    text = prompt if isinstance(prompt, str) else piece.text + spelt.finish()
-    return Echo(text, tuple(tokens), piece.offsets)
+    if not isinstance(prompt, str):
+        return Echo(piece.text + spelt.finish(), tuple(tokens), piece.offsets)
+    # a token that the tokenizer put in front spells nothing of the prompt
+    added = len(codec.decode(codec.encode(""), skip_special_tokens=False))
+    return Echo(prompt, tuple(tokens), tuple(max(0, offset - added) for offset in piece.offsets))
 
 
 def _encoded(prompt: str | list[int], suffix: str | None, codec: TextCodec) -> list[int]:
@@ -121,6 +123,8 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, answerin
     top_logprobs = 0 if top_logprobs is None and body.tries > body.answers_wanted else top_logprobs
     score_prompt = body.echo and body.top_logprobs_wanted is not None
     for prompt in body.prompt:
+        if isinstance(prompt, str):
+            check_length([prompt, body.suffix or ""], max_tokens, codec, info, "prompt")
         tokens = _encoded(prompt, body.suffix, codec)
         check_prompt(tokens, max_tokens, info, "prompt")
         generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt, grammar, predicted)
@@ -130,6 +134,7 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, answerin
         echo = _echo(prompt, tokens, codec) if body.echo else None
         stream = partial(codec.stream, body.stop, tokens)
         wanted += several(generate, body.tries, stream, echo, first=len(wanted))
+    check_scores(wanted, info)
     return wanted
 
 
@@ -143,7 +148,7 @@ def completions_router(answering: Answering) -> APIRouter:
         answering.check_model(body.model)
         info = answering.worker.ready_info()
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
-        wanted = await asyncio.to_thread(_wanted, body, max_tokens, info, answering)
+        wanted = await answering.prepare(request, body, lambda: _wanted(body, max_tokens, info, answering))
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("cmpl"), int(time.time()), answering.model_name, fingerprint(info)
         shape = CompletionShape(*identity, include_usage, answering.codec)

@@ -1,5 +1,6 @@
 """What both generation endpoints share: their common fields, and how strictly each is read."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -76,6 +77,12 @@ def _null_is_false(value: object) -> object:
 
 def _refuse_broken_text(value: dict[Any, Any]) -> None:
     """A lone surrogate is legal JSON and no text; nothing behind this point could encode it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError, TypeError):
+        pass  # the slow search below finds its name
+    else:
+        return
     for name, field in value.items():
         pending = [name, field]
         while pending:
@@ -224,7 +231,7 @@ class GenerationFields(RequestFields, FormatFields):
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), WithJsonSchema(BIAS_SCHEMA)] = Field(
         default_factory=dict
     )

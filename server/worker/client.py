@@ -139,6 +139,12 @@ class WorkerClient:
             raise NotReady(f"the model cannot answer now, it is {self.state.phase}: {self.state.detail}", 5)
         return self.info
 
+    def check_room(self) -> None:
+        """Raises QueueFull when no request can be queued now, NotReady while nobody can answer."""
+        self.ready_info()
+        if self._running is not None and len(self._waiting) >= self._queue_size:
+            raise QueueFull(self._queue_size, self._retry_after_s())
+
     def submit(self, requests: Sequence[Generate], arrived: float, timeout_s: float) -> Job:
         """Queue requests that take one place together (ids are given here).
 
@@ -147,9 +153,7 @@ class WorkerClient:
 
         Raises QueueFull, or NotReady while nobody can answer.
         """
-        self.ready_info()
-        if self._running is not None and len(self._waiting) >= self._queue_size:
-            raise QueueFull(self._queue_size, self._retry_after_s())
+        self.check_room()
         numbered = [
             msgspec.structs.replace(request, id=number)
             for number, request in enumerate(requests, start=self._next_id + 1)

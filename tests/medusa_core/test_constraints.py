@@ -140,6 +140,12 @@ def twofold(levels: int) -> dict[str, Any]:
     return {"$defs": defs, "$ref": f"#/$defs/a{levels}"}
 
 
+def chained(links: int) -> dict[str, Any]:
+    """Every definition refers to the next."""
+    defs: dict[str, Any] = {f"d{n}": {"properties": {"a": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(links)}
+    return {"$defs": {**defs, f"d{links}": {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "schema",
@@ -153,8 +159,9 @@ def twofold(levels: int) -> dict[str, Any]:
         {"type": "string", "pattern": "^(a{1,1000}){1,1000}$"},
         {"type": "string", "pattern": "(.*a){50}(.*b){50}"},
         {"anyOf": [{"type": "object", "properties": {f"k{n}": {"type": "integer"}}} for n in range(2000)]},
+        chained(20_000),
     ],
-    ids=["deep", "deeper", "twofold", "many", "too many", "wide", "powers", "backtracking", "branching"],
+    ids=["deep", "deeper", "twofold", "many", "too many", "wide", "powers", "backtracking", "branching", "chained"],
 )
 def test_a_hostile_schema_is_followed_or_refused_and_never_hangs(
     vocabulary: GrammarVocabulary, schema: dict[str, Any]
@@ -299,3 +306,30 @@ def test_tokens_that_the_model_has_no_row_for_are_never_allowed(codec: TextCodec
     assert shorter.ends == [1]
     for seed in range(5):
         assert max(written(shorter.compile(Grammar.regex("[a-zA-Z]{5,9}").text), 1, seed)) < 200
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.json_schema(chained(300), is_lenient=False),
+        Grammar("start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(600)) + '\nr600: "a"'),
+        Grammar('start: %json {"$defs": {}, "anyOf": [' + ", ".join(['{"\\u0024ref": "#/x"}'] * 300) + "]}"),
+    ],
+    ids=["definitions", "rules", "hidden"],
+)
+def test_what_would_overflow_the_stack_is_refused(vocabulary: GrammarVocabulary, grammar: Grammar) -> None:
+    """llguidance follows references by recursion; beyond its stack the whole process ends."""
+    with pytest.raises(InvalidParameter, match=r"at most 210 and 525 are taken"):
+        vocabulary.compile(grammar.text)
+
+
+def test_a_choice_may_be_among_many_and_hold_any_character(vocabulary: GrammarVocabulary, codec: TextCodec) -> None:
+    options = [*(f"option {n}" for n in range(4095)), 'a.*[b](c){2}^$|\\ "/\n\t\x7f🙂 \ufeff#&~-']
+    grammar = Grammar.choice(options).text
+    walk = vocabulary.compile(grammar)
+    for token in codec.encode(options[-1]):
+        assert token in tokens_of(walk.allowed())
+        walk.advance([token])
+
+    assert 1 in tokens_of(walk.allowed())
+    assert {codec.decode(written(vocabulary.compile(grammar), 1, seed)) for seed in range(20)} <= set(options)

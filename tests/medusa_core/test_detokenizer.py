@@ -176,3 +176,13 @@ def test_an_answer_that_continues_a_prompt_keeps_its_first_space(llama: TextCode
 
     assert llama.stream(prompt=prompt).push(answer).text == " world"
     assert llama.stream().push(answer).text == "world"
+
+
+def test_a_replacement_character_that_was_meant_is_shown_and_broken_bytes_are_not(codec: TextCodec) -> None:
+    meant = codec.stream()
+    shown = meant.push(codec.encode("a\ufffd")).text + meant.finish()
+    broken = codec.stream()
+    half = codec.encode("a🙂")[:-1]
+
+    assert shown == "a\ufffd"
+    assert broken.push(half).text + broken.finish() == "a"

@@ -143,3 +143,11 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> No
 def test_a_sampler_without_a_seed_is_refused() -> None:
     with pytest.raises(InvalidParameter, match="seed"):
         Sampler(SamplingParams(), CPU)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 5e-324])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0], [-5.0, -4.0, -4.5]])
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=1), torch.device("cpu"))
+
+    assert sampler.draw(logits, torch.zeros(2, dtype=torch.long), torch.tensor(7), 0).tolist() == [1, 1]

@@ -1,12 +1,23 @@
 import asyncio
+import threading
+import time
+from pathlib import Path
 
 import msgspec
 import pytest
+from starlette.requests import Request
 from starlette.types import Message
 
-from medusa_core.errors import InvalidParameter
-from server.answering import ClientGone, fingerprint, unless_gone
+from medusa_core.errors import InvalidParameter, RequestTimeout
+from medusa_core.text import TextCodec
+from server.answering import ARRIVED, Answering, ClientGone, fingerprint, unless_gone
+from server.grammars import Grammars
+from server.metrics import Metrics
+from server.schemas.common import GenerationFields
+from server.worker.client import WorkerClient, WorkerState
+from server.worker.messages import Load
 from tests.server.worker_info import INFO
+from tests.tiny_tokenizers import save_byte_level
 
 
 def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:
@@ -54,3 +65,35 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
             await unless_gone(receive, fail())
 
     asyncio.run(scene())
+
+
+def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
+    load = Load("m", None, "cpu", "float32", None, None, None)
+    worker = WorkerClient(load, queue_size, metrics)
+    worker.info, worker.state = INFO, WorkerState("ready", "", 1.0)
+    return Answering(worker, codec, Grammars(codec), metrics, "m", 0, timeout_s=0.2)
+
+
+@pytest.mark.parametrize(("timeout_s", "leaves", "error"), [(None, False, RequestTimeout), (9.0, True, ClientGone)])
+def test_preparing_a_request_ends_with_its_time_and_its_client(
+    tmp_path: Path, timeout_s: float | None, leaves: bool, error: type[Exception]
+) -> None:
+    metrics = Metrics("m", 1)
+    codec = TextCodec.load(str(save_byte_level(tmp_path)))
+    proceed = threading.Event()
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.05 if leaves else 60)
+        return {"type": "http.disconnect"}
+
+    async def scene() -> None:
+        request = Request({"type": "http", ARRIVED: time.monotonic()}, receive)
+        body = GenerationFields(model="m", timeout_s=timeout_s)
+        try:
+            with pytest.raises(error):
+                await answering(metrics, 1, codec).prepare(request, body, proceed.wait)
+        finally:
+            proceed.set()
+
+    asyncio.run(scene())
+    assert (b'medusa_requests_cancelled_total{stage="queued"} 1.0' in metrics.expose()) == leaves

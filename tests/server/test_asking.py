@@ -1,13 +1,17 @@
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from medusa_core.errors import InvalidParameter, PromptTooLong
-from server.asking import check_prompt, several, to_generate
+from medusa_core.text import TextCodec
+from server.answer import Echo
+from server.asking import Wanted, check_length, check_prompt, check_scores, several, to_generate
 from server.schemas.completions import CompletionRequest
 from server.worker.messages import WorkerInfo
 from tests.server.worker_info import INFO
+from tests.tiny_tokenizers import save_byte_level
 
 
 def test_adjustments_reach_the_worker_and_default_to_the_models_or_none() -> None:
@@ -84,3 +88,25 @@ def test_answers_to_one_prompt_differ_by_their_choice_and_the_first_scores_the_p
     assert {one.generate.sampling.seed for one in wanted} == {7}
     assert [one.generate.score_prompt for one in wanted] == [True, False, False]
     assert {one.first for one in wanted} == {4}
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(tmp_path: Path) -> None:
+    codec = TextCodec.load(str(save_byte_level(tmp_path)))
+    longest = INFO.max_context * codec.longest_token
+
+    check_length(["x" * (longest - 1)], 5, codec, INFO, "prompt")
+    with pytest.raises(PromptTooLong, match="maximum context length is 100 tokens") as refused:
+        check_length(["x" * (longest - 9), "y" * 9], 5, codec, INFO, "prompt")
+    assert refused.value.param == "prompt"
+
+
+def test_a_response_carries_a_bounded_number_of_log_probabilities() -> None:
+    def wanted(count: int, top_logprobs: int | None) -> list[Wanted]:
+        generate = to_generate(body(), [2] * 50, None, INFO, top_logprobs, True, None, [])
+        return several(generate, count, lambda: None, Echo("", (), ()), first=0)  # type: ignore[arg-type, return-value]
+
+    check_scores(wanted(128, 20), INFO)
+    check_scores(wanted(20_000, None), INFO)
+    with pytest.raises(InvalidParameter, match="2100000 log-probabilities, at most 2000000") as refused:
+        check_scores(wanted(1000, 20), INFO)
+    assert refused.value.param == "logprobs"

@@ -266,3 +266,40 @@ def test_a_hostile_schema_is_refused_and_the_server_goes_on(server: Running) -> 
             assert answer.json()["error"]["param"] == "response_format"
             assert len(answer.json()["error"]["message"]) < 2000
     assert ask(server, max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+SPELT = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"v": {"const": "<|im_end|>"}}}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_json": {"const": {"k": "a<|im_end|>b"}}},
+        {"guided_choice": ["<|im_end|>"]},
+        {"guided_regex": r"x<\|im_start\|> y"},
+        {"tools": [SPELT], "tool_choice": "required"},
+    ],
+    ids=["json", "choice", "regex", "call"],
+)  # fmt: skip
+def test_a_form_that_spells_a_token_of_its_own_is_refused_by_name(server: Running, fields: dict[str, Any]) -> None:
+    """The tokenizer reads the text as that token, and an end would end the answer in the middle of its form."""
+    refused = server.post(CHAT, {"model": "demo", "messages": QUESTION, **fields})
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == next(iter(fields))
+    assert "a token of its own" in refused.json()["error"]["message"]
+
+
+def test_a_stop_string_cuts_no_forced_call(server: Running) -> None:
+    (call,) = ask(server, **FORMS["named call"], stop=["e", "{"])["choices"][0]["message"]["tool_calls"]
+
+    assert set(json.loads(call["function"]["arguments"])) == {"query", "limit"}
+
+
+def test_a_schema_that_would_overflow_the_stack_is_refused_and_the_server_lives(server: Running) -> None:
+    defs: dict[str, Any] = {f"d{n}": {"properties": {"a": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(1500)}
+    schema = {"$defs": {**defs, "d1500": {"type": "string"}}, "$ref": "#/$defs/d0"}
+    refused = server.post(CHAT, {"model": "demo", "messages": QUESTION, "guided_json": schema})
+
+    assert refused.status_code == 400
+    assert ask(server, max_tokens=2)["usage"]["completion_tokens"] == 2

@@ -248,3 +248,13 @@ def test_several_answers_take_one_place_in_the_queue(server: Running) -> None:
     server.post("/v1/completions", {"model": MODEL, "prompt": "abc", "n": 5, "max_tokens": 2})
 
     assert server.metrics()["medusa_request_queue_time_seconds_count"] == before + 1
+
+
+def test_offsets_count_the_special_tokens_of_an_echoed_prompt(server: Running) -> None:
+    for prompt in ("hi<|end|>\nyou", "<|start|>a", "plain text"):
+        asked = {"model": MODEL, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0}
+        choice = server.post("/v1/completions", asked).json()["choices"][0]
+        tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+
+        assert choice["text"] == prompt
+        assert [prompt[offset:][: len(token)] for token, offset in zip(tokens, offsets, strict=True)] == tokens
