@@ -108,6 +108,12 @@ class BestNodes:
         steps = [[min(depth, own) for depth in range(self.max_depth + 1)] for own in branch_depths]
         self._steps = torch.tensor(steps, dtype=torch.long, device=device).reshape(-1, self.max_depth + 1)
         self._on_path = torch.arange(levels, device=device) < self._depth[: len(paths), None]  # [U, levels]
+        self._is_beyond = ~self._on_path
+        # [U], 0 for paths deeper than any branch, which are on none
+        is_short = self._depth[: len(paths)] <= branch_depth
+        self._path_places = torch.arange(1, len(paths) + 1, device=device) * is_short
+        self._path_depths = self._depth[: len(paths)].expand(num_branches, -1)  # [B, U]
+        self._nowhere = torch.zeros(num_branches, self.max_depth + 1, dtype=torch.long, device=device)
         sources = [SOURCES.index(source) for source in (*branch_sources, "heads")]
         self._source_of = torch.tensor(sources, device=device)  # [B + 1]
         self._no_scores = torch.full((num_branches + 1, len(depths)), IMPOSSIBLE, device=device)
@@ -175,15 +181,13 @@ class BestNodes:
         places = self._own.gather(0, alike.argmax(dim=1))
         levels = min(self._levels, self._branch_depth)
         if levels > 0:
-            is_short = self._depth[: self._num_paths] <= levels  # deeper paths are no branch's
             agrees = path_tokens[:, :levels] == proposed[:, None, :levels]  # [B, U, levels]
-            is_same = (agrees | ~self._on_path[:, :levels]).all(dim=2) & is_short
-            shared = torch.where(is_same, torch.arange(1, self._num_paths + 1, device=places.device), 0)  # [B, U]
-            depth = self._depth[: self._num_paths].expand_as(shared)
-            found = places.new_zeros(places.shape[0], self.max_depth + 1).scatter_reduce(1, depth, shared, "amax")
+            is_same = (agrees | self._is_beyond[:, :levels]).all(dim=2)
+            shared = is_same * self._path_places  # [B, U]
+            found = self._nowhere.scatter_reduce(1, self._path_depths, shared, "amax")
             found = found[:, 1 : self._branch_depth + 1]
             places = torch.where(found > 0, found, places)
-        return torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+        return torch.cat([self._nowhere[:, :1], places], dim=1)
 
 
 def candidate_paths(num_nodes: int, num_heads: int, vocab_size: int) -> list[tuple[int, ...]]:

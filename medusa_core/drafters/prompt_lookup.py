@@ -23,6 +23,7 @@ class PromptLookup:
         """`depth` is D, how many tokens to propose."""
         self._longest = len(_CONTINUES)
         self._ahead = torch.arange(depth, device=device)
+        self._back = torch.arange(self._longest, device=device)
         self._log_probs = torch.tensor(_CONTINUES, device=device).log()
         self._no_match = torch.full((depth,), IMPOSSIBLE, device=device)
 
@@ -40,7 +41,7 @@ class PromptLookup:
         A match so late that the text behind it runs out goes round in a circle, as repetition does.
         """
         positions = torch.arange(history.shape[0], device=history.device)
-        recent = history[(past - torch.arange(self._longest, device=history.device)).clamp(min=0)]
+        recent = history[(past - self._back).clamp(min=0)]
         matched = match_lengths(history, recent).masked_fill(positions >= past, 0)
         best = (matched * history.shape[0] + torch.where(matched > 0, positions, 0)).argmax()
         length = matched.index_select(0, best.reshape(1))  # [1]; an index of no dimension is read by the host
