@@ -186,7 +186,8 @@ class ToolFields(BaseModel):
         choice, function = self._chosen
         chosen_by = "tool_choice" if self.tool_choice is not None else "function_call"
         if choice == "required" and not names:
-            raise InvalidParameter(f"{chosen_by!r} asks for a call, and {offered!r} offers no function", chosen_by)
+            wanted = "tools" if chosen_by == "tool_choice" else "functions"
+            raise InvalidParameter(f"{chosen_by!r} asks for a call, and {wanted!r} offers no function", chosen_by)
         if function is not None and function not in names:
             raise InvalidParameter(
                 f"{chosen_by!r} names {function[:64]!r}, which {offered!r} does not offer", chosen_by

@@ -237,3 +237,10 @@ def test_strict_functions_are_known_by_name() -> None:
 
     assert found is not None
     assert found.strict == {"a"}
+
+
+@pytest.mark.parametrize(("choice", "offers"), [("tool_choice", "tools"), ("function_call", "functions")])
+def test_a_call_of_nothing_names_the_field_that_should_offer_it(choice: str, offers: str) -> None:
+    named = {"type": "function", "function": {"name": "f"}} if choice == "tool_choice" else {"name": "f"}
+    with pytest.raises(InvalidParameter, match=f"'{offers}' offers no function"):
+        asked(**{choice: named})
