@@ -10,6 +10,7 @@ from importlib import metadata
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -149,7 +150,8 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
             metrics.count_rejected(rejected_as)
         return error_response(error)
 
-    app = FastAPI(title="Medusa Server", version=metadata.version("medusa-server"), lifespan=lifespan)
+    # the pages of the interface bring their scripts along: not every GPU host reaches a content network
+    app = FastAPIOffline(title="Medusa Server", version=metadata.version("medusa-server"), lifespan=lifespan)
     for cls in (MedusaError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(cls, refuse)
     app.add_exception_handler(ClientGone, lambda request, error: Response(status_code=CLIENT_CLOSED_REQUEST))

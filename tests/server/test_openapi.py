@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,12 @@ def test_the_probes_of_the_schema_are_the_open_ones(schema: dict[str, Any]) -> N
     }
 
     assert operations == OPEN_PATHS
+
+
+def test_the_page_of_the_interface_asks_no_other_host_for_anything(server: Running) -> None:
+    page = server.get("/docs").text
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert len(parts) >= 3
+    assert all(part.startswith("/") for part in parts)
+    assert all(server.get(part).status_code == 200 for part in parts)
