@@ -42,6 +42,7 @@ class ChatShape:
 
     streams:  one for each answer, tells its content from the calls in it.
     is_named: whether one certain function had to be called.
+    callers:  indices of the answers that have called something, known as they are written.
     """
 
     id: str
