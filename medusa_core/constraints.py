@@ -29,6 +29,7 @@ _JSON_STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": "
 _MAX_GRAMMAR_BYTES = 1_000_000
 # See _check_depth: with 2 MB of stack 300 definitions in a row crash and 209 do not, 900 rules do and 522 do not.
 _REFERENCE = re.compile(r'"\$ref"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_HIDDEN_LETTER = re.compile(r"\\u00[2-7]")
 _MAX_REFERENCES, _MAX_RULES = 210, 525
 # A compiled grammar holds up to about 20 MB of lexer states, and much more where its text is long.
 _MAX_LEXER_STATES = 50_000
@@ -108,12 +109,15 @@ class Constraint:
     def __init__(self, vocabulary: "GrammarVocabulary", grammar: str, matcher: "LLMatcher") -> None:
         self._vocabulary, self._grammar, self._matcher = vocabulary, grammar, matcher
         self._written: list[int] = []
+        self._allowed: bytes | None = None
 
     def allowed(self) -> bytes:
         """The tokens that may come next, one bit a token, the lowest bit first; an end where the grammar is complete.
 
         Raises InvalidParameter when following the grammar costs more than its budget.
         """
+        if self._allowed is not None:
+            return self._allowed
         mask = self._vocabulary.mask(self._matcher)
         if mask is None:
             self._matcher = self._vocabulary.fresh(self._grammar)
@@ -122,6 +126,7 @@ class Constraint:
         if mask is None:
             reason = one_line(self._matcher.get_error())
             raise InvalidParameter(f"the grammar cannot be followed further: {reason}; send a simpler one")
+        self._allowed = mask
         return mask
 
     def forced(self) -> list[int]:
@@ -137,8 +142,9 @@ class Constraint:
         tokens, parents, used: N each; the root first, parents before children.
         """
         count = len(tokens)
-        matchers: list[LLMatcher | None] = [self._matcher, *[None] * (count - 1)]
         masks: list[bytes | None] = [self.allowed(), *[None] * (count - 1)]
+        # only now: `allowed` may have made a new one
+        matchers: list[LLMatcher | None] = [self._matcher, *[None] * (count - 1)]
         for node in range(1, count):
             parent, above = parents[node], masks[parents[node]]
             if not used[node] or above is None or not _holds(above, tokens[node]):
@@ -161,6 +167,7 @@ class Constraint:
                 return
             self._written.append(token)
             self._matcher.consume_token(token)
+            self._allowed = None
 
 
 class GrammarVocabulary:
@@ -244,7 +251,8 @@ def _check_depth(grammar: str) -> None:
     llguidance follows references by recursion: a few hundred in a row overflow a stack of 2 MB, which no caller could
     catch. Any of them might be in a row.
     """
-    references = len(set(_REFERENCE.findall(grammar))) + grammar.count("\\u0024")
+    # letters of ASCII are escaped by hand only, which may hide a reference
+    references = len(set(_REFERENCE.findall(grammar))) + len(_HIDDEN_LETTER.findall(grammar))
     rules = sum(":" in line for line in grammar.splitlines())
     if references / _MAX_REFERENCES + rules / _MAX_RULES > 1:
         raise InvalidParameter(

@@ -1,4 +1,4 @@
-"""How steps are executed: RUNNERS lists every way by name."""
+"""How steps are executed: one file for each way."""
 
 from medusa_core.runners.eager import EagerRunner
 from medusa_core.runners.grammar import unpack_masks

@@ -169,13 +169,14 @@ def _calling(body: ChatRequest, codec: TextCodec) -> Calling | None:
 
 def _wanted(
     body: ChatRequest, info: WorkerInfo, answering: Answering
-) -> tuple[Calling | None, list[Wanted], list[int]]:
-    """How calls come about, all answers, and the prompt they answer."""
+) -> tuple[Calling | None, list[Wanted], list[CallStream]]:
+    """How calls come about, all answers, and what finds the calls in each."""
     codec = answering.codec
     calling = _calling(body, codec)
     max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     # a template adds to what the messages say, and leaves none of it out but what the model once thought
-    check_length((message.content or "" for message in body.messages), max_tokens, codec, info, "messages")
+    contents = [message.content for message in body.messages if message.content is not None]
+    check_length(contents, max_tokens, codec, info, "messages")
     prompt = codec.encode_chat(
         [message.for_template() for message in body.messages],
         tools=calling.offered if calling is not None else None,
@@ -200,13 +201,13 @@ def _wanted(
     )
     # an answer is a text of its own, unless it goes on with one
     before = prompt if body.continue_final_message else ()
-    # the marks of a call may be special tokens
     # a forced call is no text for a stop string to cut, its arguments always parse
     stops = body.stop if calling is None or not calling.is_forced else ()
+    # the marks of a call may be special tokens
     stream = partial(codec.stream, stops, before, keeps_special=calling is not None)
     wanted = several(generate, body.answers_wanted, stream, None, first=0)
     check_scores(wanted, info)
-    return calling, wanted, prompt
+    return calling, wanted, [calling.stream(prompt) if calling is not None else PlainStream() for _ in wanted]
 
 
 def chat_router(answering: Answering) -> APIRouter:
@@ -218,8 +219,7 @@ def chat_router(answering: Answering) -> APIRouter:
         """Answer a conversation, streamed or in one piece."""
         answering.check_model(body.model)
         info = answering.worker.ready_info()
-        calling, wanted, prompt = await answering.prepare(request, body, lambda: _wanted(body, info, answering))
-        streams = [calling.stream(prompt) if calling is not None else PlainStream() for _ in wanted]
+        calling, wanted, streams = await answering.prepare(request, body, lambda: _wanted(body, info, answering))
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)
         is_named = calling is not None and calling.is_named

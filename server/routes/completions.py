@@ -124,7 +124,9 @@ def _wanted(body: CompletionRequest, max_tokens: int, info: WorkerInfo, answerin
     score_prompt = body.echo and body.top_logprobs_wanted is not None
     for prompt in body.prompt:
         if isinstance(prompt, str):
-            check_length([prompt, body.suffix or ""], max_tokens, codec, info, "prompt")
+            check_length(
+                [prompt, *([body.suffix] if body.suffix is not None else [])], max_tokens, codec, info, "prompt"
+            )
         tokens = _encoded(prompt, body.suffix, codec)
         check_prompt(tokens, max_tokens, info, "prompt")
         generate = to_generate(body, tokens, max_tokens, info, top_logprobs, score_prompt, grammar, predicted)

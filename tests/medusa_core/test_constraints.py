@@ -314,8 +314,9 @@ def test_tokens_that_the_model_has_no_row_for_are_never_allowed(codec: TextCodec
         Grammar.json_schema(chained(300), is_lenient=False),
         Grammar("start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(600)) + '\nr600: "a"'),
         Grammar('start: %json {"$defs": {}, "anyOf": [' + ", ".join(['{"\\u0024ref": "#/x"}'] * 300) + "]}"),
+        Grammar('start: %json {"$defs": {}, "anyOf": [' + ", ".join(['{"$\\u0072ef": "#/x"}'] * 300) + "]}"),
     ],
-    ids=["definitions", "rules", "hidden"],
+    ids=["definitions", "rules", "hidden", "hidden elsewhere"],
 )
 def test_what_would_overflow_the_stack_is_refused(vocabulary: GrammarVocabulary, grammar: Grammar) -> None:
     """llguidance follows references by recursion; beyond its stack the whole process ends."""
