@@ -31,6 +31,7 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"cli"},
+        {"commands"},
         {"serving"},
         {"app"},
         {"routes"},

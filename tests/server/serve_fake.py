@@ -4,7 +4,7 @@ import sys
 
 from rich.console import Console
 
-from server.cli import one_line_errors
+from server.commands.shared import one_line_errors
 from server.serving import run_server
 from server.settings import load_settings
 from tests.server import fake_engine

@@ -1,0 +1,62 @@
+"""`medusa serve`."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from server.commands.shared import one_line_errors
+from server.settings import ENV_PREFIX, Settings, load_settings
+
+__all__ = ["serve"]
+
+Text = str | None
+
+
+def _setting(name: str) -> Any:
+    """The command line option of a setting, described where the setting is."""
+    field = Settings.model_fields[name]
+    default = "" if field.default in (None, ()) else f"default {field.default}; "
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{field.description} ({default}{ENV_PREFIX}{name.upper()})",
+        metavar="<int>" if field.annotation in (int, int | None) else "<text>",
+        show_default=False,
+    )
+
+
+def serve(
+    model: Annotated[Text, _setting("model")] = None,
+    heads: Annotated[Text, _setting("heads")] = None,
+    host: Annotated[Text, _setting("host")] = None,
+    port: Annotated[Text, _setting("port")] = None,
+    api_key: Annotated[Text, _setting("api_key")] = None,
+    cors_origins: Annotated[Text, _setting("cors_origins")] = None,
+    device: Annotated[Text, _setting("device")] = None,
+    dtype: Annotated[Text, _setting("dtype")] = None,
+    max_context: Annotated[Text, _setting("max_context")] = None,
+    queue_size: Annotated[Text, _setting("queue_size")] = None,
+    served_model_name: Annotated[Text, _setting("served_model_name")] = None,
+    tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
+    quantize: Annotated[Text, _setting("quantize")] = None,
+    threads: Annotated[Text, _setting("threads")] = None,
+    chat_template: Annotated[Text, _setting("chat_template")] = None,
+    max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,
+    request_timeout_s: Annotated[Text, _setting("request_timeout_s")] = None,
+    shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,
+    log_level: Annotated[Text, _setting("log_level")] = None,
+    config: Annotated[Text, _setting("config")] = None,
+) -> None:
+    """Start the OpenAI-compatible server.
+
+    Every option can also be set as a MEDUSA_ variable or in the file named by --config; the command line goes first,
+    then variables, then the file.
+    """
+    given = dict(locals())
+    console = Console(stderr=True)
+    with one_line_errors(console):
+        settings = load_settings(given)
+        from server.serving import run_server
+        from server.worker.client import ENGINE_FACTORY
+
+        run_server(settings, ENGINE_FACTORY, console)

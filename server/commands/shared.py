@@ -1,0 +1,40 @@
+"""What all commands share: errors as one line, options that were given, files that must be there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medusa_core.errors import ConfigurationError, MedusaError
+
+__all__ = ["given", "need_file", "one_line_errors", "say"]
+
+USAGE_ERROR, FAILURE = 2, 1
+
+
+@contextmanager
+def one_line_errors(console: Console) -> Iterator[None]:
+    """What goes wrong on purpose is one line and a status, never a traceback."""
+    try:
+        yield
+    except MedusaError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(USAGE_ERROR if isinstance(error, ConfigurationError) else FAILURE) from None
+
+
+def given(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options that were chosen; the others keep the default of the plan they go into."""
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def need_file(path: Path, option: str) -> None:
+    """Raise ConfigurationError naming the option when the file it names is not there."""
+    if not path.is_file():
+        raise ConfigurationError(f"{option}: the file {str(path)!r} does not exist")
+
+
+def say(console: Console, line: str) -> None:
+    """One line as it stands: no markup, no colours for numbers, no wrapping."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

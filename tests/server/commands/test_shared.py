@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from medusa_core.errors import ConfigurationError, ModelNotFound
+from server.commands.shared import given, need_file, one_line_errors, say
+
+
+def test_what_was_not_given_keeps_its_default_and_zero_is_given() -> None:
+    assert given({"temperature": 0.0, "seed": None}) == {"temperature": 0.0}
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_option_that_named_it() -> None:
+    with pytest.raises(ConfigurationError, match="--data: the file 'nowhere' does not exist"):
+        need_file(Path("nowhere"), "--data")
+
+
+@pytest.mark.parametrize(("error", "status"), [(ConfigurationError("wrong"), 2), (ModelNotFound("none"), 1)])
+def test_an_error_on_purpose_is_one_line_and_a_status(error: Exception, status: int) -> None:
+    console = Console(record=True, width=20)
+
+    with pytest.raises(SystemExit) as ended, one_line_errors(console):
+        raise error
+    assert ended.value.code == status
+    assert console.export_text() == f"error: {error}\n"
+
+
+def test_a_line_is_said_as_it_stands() -> None:
+    console = Console(record=True, width=10)
+
+    say(console, "[red]12 answers in /a/long/path")
+
+    assert console.export_text() == "[red]12 answers in /a/long/path\n"
