@@ -30,10 +30,11 @@ from medusa_core.demo.tokenizer import train_tokenizer
 from medusa_core.loading import choose_device
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads
-from medusa_core.training.data import Example, Record, encode, read_examples, read_records
-from medusa_core.training.data import Message as Turn
 from medusa_core.training.distill import DistillPlan, distill
+from medusa_core.training.encoding import Example, encode, read_examples
 from medusa_core.training.progress import progress_bar
+from medusa_core.training.records import Message as Turn
+from medusa_core.training.records import Record, read_records
 from medusa_core.training.trainer import TrainPlan, batches, split_held_out, train
 
 __all__ = [

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from medusa_core.demo.chat import ChatMaker
 from medusa_core.demo.corpus import Document
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 
 __all__ = ["JudgedRows", "Mixture", "chat_ids", "labels_for", "pack", "pack_examples", "shuffled_index", "source_ids"]
 

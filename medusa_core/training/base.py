@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from medusa_core.config import model_location
 from medusa_core.errors import ModelNotFound
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 
 __all__ = ["FrozenBase", "collate"]
 

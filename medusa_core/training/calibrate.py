@@ -9,7 +9,7 @@ from torch import Tensor
 from medusa_core.calibration import Calibration
 from medusa_core.heads import DraftHeads
 from medusa_core.training.base import FrozenBase, collate
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 from medusa_core.training.loss import IGNORED, head_labels
 
 __all__ = ["best_temperature", "calibrate_heads", "judged_rows", "rank_counts"]

@@ -18,8 +18,9 @@ from transformers import DynamicCache
 from medusa_core.errors import ConfigurationError
 from medusa_core.loading import choose_device
 from medusa_core.training.base import FrozenBase
-from medusa_core.training.data import Record, read_records, template_ids
+from medusa_core.training.encoding import template_ids
 from medusa_core.training.progress import progress_bar
+from medusa_core.training.records import Record, read_records
 
 __all__ = ["DistillPlan", "distill"]
 

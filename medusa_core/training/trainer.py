@@ -24,7 +24,7 @@ from medusa_core.heads import DraftHeads
 from medusa_core.loading import choose_device
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads, judged_rows
-from medusa_core.training.data import Example, read_examples
+from medusa_core.training.encoding import Example, read_examples
 from medusa_core.training.loss import WeightedNats, chunk_losses, weighted_nats
 from medusa_core.training.precision import mixed_precision
 from medusa_core.training.progress import progress_bar

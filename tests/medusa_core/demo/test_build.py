@@ -17,7 +17,7 @@ from medusa_core.demo.corpus import Corpus, Document, Entry
 from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.package import export_model
 from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 
 PLAN = PretrainPlan(length=64, compile=False)
 SOURCE = "def dedent(text):\n    return text.strip()\n" * 20

@@ -5,7 +5,7 @@ import torch
 from medusa_core.demo.chat import ChatMaker, ChatMix
 from medusa_core.demo.corpus import Document, Entry
 from medusa_core.demo.packing import JudgedRows, Mixture, chat_ids, labels_for, pack, pack_examples, source_ids
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 from tests.medusa_core.training.cast import tokenizer
 
 

@@ -5,7 +5,7 @@ import torch
 
 from medusa_core.errors import ModelNotFound
 from medusa_core.training.base import FrozenBase, collate
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 from tests.medusa_core.training.cast import base, saved_base
 
 CPU = torch.device("cpu")

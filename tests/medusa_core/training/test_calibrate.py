@@ -3,7 +3,7 @@ import torch
 
 from medusa_core.heads import DraftHeads
 from medusa_core.training.calibrate import COUNTED_RANKS, best_temperature, calibrate_heads, judged_rows, rank_counts
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 from medusa_core.training.loss import IGNORED
 from tests.medusa_core.training.cast import base
 

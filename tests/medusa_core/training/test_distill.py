@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from medusa_core.errors import ConfigurationError
-from medusa_core.training.data import read_records
 from medusa_core.training.distill import DistillPlan, distill
+from medusa_core.training.records import read_records
 from tests.medusa_core.training.cast import base, saved_base
 
 PLAN = DistillPlan(max_tokens=12, batch_size=3)

@@ -10,7 +10,7 @@ from medusa_core.checkpoints import load_heads
 from medusa_core.errors import ConfigurationError
 from medusa_core.heads import DraftHeads
 from medusa_core.training.calibrate import calibrate_heads
-from medusa_core.training.data import Example
+from medusa_core.training.encoding import Example
 from medusa_core.training.trainer import TrainPlan, batches, rate, split_held_out, train, train_heads
 from tests.medusa_core.training.cast import base, saved_base
 
