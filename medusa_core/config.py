@@ -2,16 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from medusa_core.errors import ConfigurationError, InvalidParameter, ModelNotFound
 
-__all__ = ["AcceptanceName", "EngineConfig", "HeadsConfig", "SpeculationMode", "SpeculationParams", "model_location"]
+__all__ = [
+    "AcceptanceName",
+    "EngineConfig",
+    "HeadsConfig",
+    "SpeculationMode",
+    "SpeculationParams",
+    "TreeKind",
+    "model_location",
+]
 
 # Beyond this every known device spends more on computing the nodes than they bring (Medusa's own limit is 64).
 _MAX_TREE_NODES = 256
 
-SpeculationMode = Literal["auto", "tree", "chain", "off"]
+SpeculationMode = Literal["auto", "tree", "static", "chain", "off"]
+TreeKind = Literal["dynamic", "static"]
 AcceptanceName = Literal["exact", "typical"]
 
 
@@ -24,7 +33,9 @@ class EngineConfig:
     device:            `auto` takes CUDA when there is one, else the CPU.
     dtype:             `auto` is float32 on a CPU and the checkpoint's own on CUDA.
     max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
-    tree_nodes:        nodes of one verified tree, root included; None is the default of the device.
+    tree_nodes:        nodes of one verified tree, root included; None is the size with most tokens per second where
+                       that was measured on this very device, else the default of the device.
+    tree:              `dynamic` takes each step's best nodes, `static` fills the shape that is best on average.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
     prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
@@ -37,6 +48,7 @@ class EngineConfig:
     dtype: str = "auto"
     max_context: int | None = None
     tree_nodes: int | None = None
+    tree: TreeKind = "dynamic"
     max_depth: int = 8
     prompt_lookup: bool = True
     prefill_chunk: int = 512
@@ -49,6 +61,8 @@ class EngineConfig:
                 raise ConfigurationError(f"{name} is {value}, it must be at least 1")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
+        if self.tree not in get_args(TreeKind):
+            raise ConfigurationError(f"tree is {self.tree!r}, it must be {' or '.join(get_args(TreeKind))}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,8 @@ class HeadsConfig:
     hidden_size:    H, the base model's.
     vocab_size:     V, rows of the LM head used for drafting.
     shared_lm_head: whether all heads use the base model's LM head instead of one each.
+    lm_head_rank:   r of a low-rank correction that each head adds to the shared LM head; None adds nothing.
+    one_lm_head:    whether the heads share an LM head that is theirs and not the base model's.
     """
 
     num_heads: int
@@ -67,19 +83,26 @@ class HeadsConfig:
     hidden_size: int
     vocab_size: int
     shared_lm_head: bool
+    lm_head_rank: int | None = None
+    one_lm_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "num_layers", "hidden_size", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"heads need {name} >= 1, got {getattr(self, name)}")
+        for name in ("num_heads", "num_layers", "hidden_size", "vocab_size", "lm_head_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"heads need {name} >= 1, got {value}")
+        if self.lm_head_rank is not None and not self.shared_lm_head:
+            raise ConfigurationError("a low-rank LM head corrects the shared one; set shared_lm_head")
+        if self.one_lm_head and self.shared_lm_head:
+            raise ConfigurationError("heads use either the base model's LM head or one of their own, not both")
 
 
 @dataclass(frozen=True)
 class SpeculationParams:
     """How one request speculates.
 
-    mode:       `tree` drafts the best nodes, `chain` only the top token of each head, `off` is a root-only tree,
-                `auto` leaves the choice to the engine.
+    mode:       `tree` drafts the best nodes, `static` one fixed shape of them, `chain` only the top token of each
+                head, `off` is a root-only tree, `auto` leaves the choice to the engine.
     max_nodes:  upper bound on the nodes of one tree, root included; None is the engine's own.
     acceptance: `exact` emits what plain decoding would emit; `typical` is the paper's lossy rule.
     epsilon:    typical rule: the probability above which any token passes.

@@ -24,36 +24,86 @@ class DraftHeads(nn.Module):
     of each other (the reference implementation ties the blocks of one head by accident). W and b start at zero:
     an untrained head says exactly what the LM head says. Source: Medusa (arXiv:2401.10774), section "Medusa Heads".
 
-    weight:  [L, K, H, H] and bias: [L, K, H], the residual blocks.
-    lm_head: [K, V, H], present only when each head owns one.
+    weight:    [L, K, H, H] and bias: [L, K, H], the residual blocks.
+    lm_head:   [K, V, H], or [1, V, H] for one that all heads share; None when they use the base model's.
+    down, up:  [K, r, H] and [K, V, r], what each head adds to the shared LM head: up (down x); None without.
+    token_ids: [V] int64, the token behind each row of the LM heads; None when row i is token i.
     """
 
-    def __init__(self, config: HeadsConfig, lm_head: Tensor | None = None) -> None:
-        """Make untrained heads; `lm_head` [V, H] is the base model's, borrowed or copied as `config` says."""
+    def __init__(self, config: HeadsConfig, lm_head: Tensor | None = None, token_ids: Tensor | None = None) -> None:
+        """Make untrained heads.
+
+        lm_head:   [V, H], the base model's rows for the tokens that are drafted, borrowed or copied as `config` says.
+        token_ids: [V] int64, which tokens these are where they are not the first V.
+        """
         super().__init__()
         if lm_head is not None and lm_head.shape != (config.vocab_size, config.hidden_size):
             raise HeadsMismatch(
                 f"heads for hidden size {config.hidden_size} and vocabulary {config.vocab_size} "
                 f"do not fit a base LM head of shape {list(lm_head.shape)}"
             )
+        if token_ids is not None and token_ids.shape != (config.vocab_size,):
+            raise HeadsMismatch(
+                f"heads that draft from {config.vocab_size} tokens need as many ids, got {list(token_ids.shape)}"
+            )
         self.config = config
-        layers, heads, hidden = config.num_layers, config.num_heads, config.hidden_size
+        layers, heads, hidden, rank = config.num_layers, config.num_heads, config.hidden_size, config.lm_head_rank
         like = lm_head.detach() if lm_head is not None else torch.empty(0)
         self.weight = nn.Parameter(like.new_zeros(layers, heads, hidden, hidden))
         self.bias = nn.Parameter(like.new_zeros(layers, heads, hidden))
+        self.token_ids: Tensor | None
+        self.register_buffer("token_ids", token_ids.to(like.device) if token_ids is not None else None)
         # In a tuple the borrowed weight is neither a parameter of the heads nor moved or saved with them.
         self._borrowed = (lm_head.detach(),) if lm_head is not None and config.shared_lm_head else ()
         self._int8: _Int8LmHeads | None = None
         self.lm_head: nn.Parameter | None = None
         if not config.shared_lm_head:
             start = lm_head.detach() if lm_head is not None else torch.zeros(config.vocab_size, hidden)
-            self.lm_head = nn.Parameter(start.expand(heads, -1, -1).clone())
+            self.lm_head = nn.Parameter(start.expand(1 if config.one_lm_head else heads, -1, -1).clone())
+        self.down: nn.Parameter | None = None
+        self.up: nn.Parameter | None = None
+        if rank is not None:
+            # One factor at zero keeps the start exact; were both, neither would ever get a gradient.
+            small = torch.randn(heads, rank, hidden) / hidden**0.5
+            self.down = nn.Parameter(small.to(like))
+            self.up = nn.Parameter(like.new_zeros(heads, config.vocab_size, rank))
 
     @classmethod
-    def from_base(cls, lm_head: Tensor, num_heads: int, num_layers: int = 1, shared_lm_head: bool = True) -> Self:
-        """Untrained heads for a base model whose LM head is `lm_head` [V, H]."""
-        vocab_size, hidden_size = lm_head.shape
-        return cls(HeadsConfig(num_heads, num_layers, hidden_size, vocab_size, shared_lm_head), lm_head)
+    def from_base(
+        cls,
+        lm_head: Tensor,
+        num_heads: int,
+        num_layers: int = 1,
+        shared_lm_head: bool = True,
+        lm_head_rank: int | None = None,
+        token_ids: Tensor | None = None,
+    ) -> Self:
+        """Untrained heads for a base model whose LM head is `lm_head` [V, H].
+
+        lm_head_rank: see HeadsConfig; needs the shared LM head.
+        token_ids:    [V'] int64, the only tokens that are drafted; None drafts from all.
+        """
+        rows = lm_head[token_ids.to(lm_head.device)] if token_ids is not None else lm_head
+        vocab_size, hidden_size = rows.shape
+        config = HeadsConfig(num_heads, num_layers, hidden_size, vocab_size, shared_lm_head, lm_head_rank)
+        return cls(config, rows, token_ids)
+
+    def as_tokens(self, rows: Tensor) -> Tensor:
+        """The tokens behind rows [...] int64 of the LM heads, [...] int64."""
+        return self.token_ids[rows] if self.token_ids is not None else rows
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """From one value for each token of the model, [W], those of the tokens that are drafted, [V]."""
+        return values[self.token_ids] if self.token_ids is not None else values[: self.config.vocab_size]
+
+    def lm_head_of(self, head: int) -> Tensor:
+        """The whole LM head [V, H] of one head, counted from 0, whichever way it is kept."""
+        if self.lm_head is not None:
+            return self.lm_head[head if not self.config.one_lm_head else 0]
+        if self.up is None or self.down is None:
+            return self._base_lm_head()
+        whole = self._base_lm_head().float() + self.up[head].float() @ self.down[head].float()
+        return whole.to(self.weight)
 
     def residual(self, hidden: Tensor) -> Tensor:
         """The heads' hidden states, before any LM head.
@@ -88,20 +138,26 @@ class DraftHeads(nn.Module):
             self._int8 = None
 
     def project(self, states: Tensor) -> Tensor:
-        """Logits of every head from its hidden states; one matrix product when the LM head is shared.
+        """Logits of every head from its hidden states; one matrix product where they share an LM head.
 
         states: [K, ..., H].
 
         Returns [K, ..., V].
         """
         rows = states.reshape(self.config.num_heads, -1, states.shape[-1])  # [K, R, H]
-        if self._int8 is not None:
-            return self._int8(rows).reshape(*states.shape[:-1], -1)
-        if self.lm_head is None:
-            return F.linear(states, self._base_lm_head())
-        # This way round a single row is a matrix-vector product that reads each weight once, in order.
-        logits = torch.bmm(self.lm_head, rows.transpose(1, 2)).transpose(1, 2)
+        logits = self._int8(rows) if self._int8 is not None else self._project_exactly(rows)
+        if self.up is not None and self.down is not None:
+            low = torch.bmm(rows, self.down.transpose(1, 2))  # [K, R, r]
+            logits = logits + torch.bmm(self.up, low.transpose(1, 2)).transpose(1, 2)
         return logits.reshape(*states.shape[:-1], -1)
+
+    def _project_exactly(self, rows: Tensor) -> Tensor:
+        if self.lm_head is None:
+            return F.linear(rows, self._base_lm_head())
+        if self.config.one_lm_head:
+            return F.linear(rows, self.lm_head[0])
+        # This way round a single row is a matrix-vector product that reads each weight once, in order.
+        return torch.bmm(self.lm_head, rows.transpose(1, 2)).transpose(1, 2)
 
     def _base_lm_head(self) -> Tensor:
         if not self._borrowed:

@@ -31,7 +31,9 @@ class Branch:
 class StaticNodes:
     """Fills a fixed topology with the best-ranked tokens of each head."""
 
-    def __init__(self, topology: TreeTopology, device: torch.device) -> None:
+    def __init__(self, topology: TreeTopology, device: torch.device, token_ids: Tensor | None = None) -> None:
+        """`token_ids` [V] int64 are the tokens behind the heads' columns; None when column i is token i."""
+        self._token_ids = token_ids
         self.num_nodes, self.max_depth = topology.num_nodes, topology.max_depth
         self._shape = CandidateTree.from_topology(
             topology, torch.zeros(self.num_nodes, dtype=torch.long, device=device)
@@ -47,6 +49,8 @@ class StaticNodes:
         Slots whose token is at or below IMPOSSIBLE are unused, and so is what hangs under them.
         """
         value, guesses = log_probs.topk(self._width, dim=-1)
+        if self._token_ids is not None:
+            guesses = self._token_ids[guesses]
         shape = self._shape
         possible = torch.cat([shape.used[:1], value[self._row, self._rank] > IMPOSSIBLE])
         used = shape.living(possible)
@@ -79,8 +83,13 @@ class BestNodes:
         branch_sources: Sequence[str],
         branch_depth: int,
         device: torch.device,
+        token_ids: Tensor | None = None,
     ) -> None:
-        """`branch_sources` are the names of the B branches that `build` will be given, each of `branch_depth` D."""
+        """`branch_sources` are the names of the B branches that `build` will be given, each of `branch_depth` D.
+
+        token_ids: [V] int64, the tokens behind the heads' columns; None when column i is token i.
+        """
+        self._token_ids = token_ids
         paths = candidate_paths(num_nodes, num_heads, vocab_size)
         num_branches = len(branch_sources)
         self._num_paths, self._branch_depth = len(paths), branch_depth
@@ -133,6 +142,9 @@ class BestNodes:
             index = self._root_index
             return CandidateTree(root.reshape(1), index, index, self._eye, self._eye[0], index, 0, None)
         value, token = log_probs[: max(self._levels, 1)].topk(self._width, dim=-1)  # [K, width]
+        if self._token_ids is not None:
+            # here, behind the selection, only what was selected has to be looked up
+            token = self._token_ids[token]
         value = value.clamp(min=IMPOSSIBLE)
         score = torch.where(self._on_path, value.T.gather(0, self._ranks), 0.0).sum(1)  # [U]
         path_tokens = token.T.gather(0, self._ranks)  # [U, levels]

@@ -8,6 +8,7 @@ from medusa_core.drafters.plain import RootOnly
 from medusa_core.drafters.prediction import PredictionBranch
 from medusa_core.drafters.prompt_lookup import PromptLookup
 from medusa_core.drafters.source import Asked, Drafters, DrafterSource
+from medusa_core.drafters.static import StaticTrees
 
 __all__ = [
     "Asked",
@@ -21,5 +22,6 @@ __all__ = [
     "PredictionBranch",
     "PromptLookup",
     "RootOnly",
+    "StaticTrees",
     "forced_branch",
 ]

@@ -15,13 +15,12 @@ __all__ = ["GrammarBranch", "forced_branch", "only_allowed"]
 
 
 def only_allowed(log_probs: Tensor, allowed: Tensor) -> Tensor:
-    """Log-probabilities [K, V] whose first row holds the tokens in `allowed` [V] bool alone, renormalised.
+    """Log-probabilities [K, V] whose first row holds the columns in `allowed` [V] bool alone, renormalised.
 
     Returns [K, V]; what is not allowed is at IMPOSSIBLE.
     """
     # heads may know fewer tokens than the model, and so none that is allowed, which leaves a row of NaN
-    known = allowed[: log_probs.shape[1]]
-    first = log_probs[:1].masked_fill(~known, -torch.inf).log_softmax(dim=-1).nan_to_num(nan=IMPOSSIBLE)
+    first = log_probs[:1].masked_fill(~allowed, -torch.inf).log_softmax(dim=-1).nan_to_num(nan=IMPOSSIBLE)
     # never above 0, or a child would outscore its parent
     return torch.cat([first.clamp(min=IMPOSSIBLE, max=0.0), log_probs[1:]])
 

@@ -24,7 +24,7 @@ def head_log_probs(heads: DraftHeads, temperatures: Tensor, state: DraftState) -
     """
     logits: Tensor = heads(state.hidden)
     log_probs = (logits.float() / temperatures[:, None]).log_softmax(dim=-1)
-    return log_probs if state.grammar is None else only_allowed(log_probs, state.grammar.allowed)
+    return log_probs if state.grammar is None else only_allowed(log_probs, heads.of_tokens(state.grammar.allowed))
 
 
 class MedusaDrafter:
@@ -39,7 +39,7 @@ class MedusaDrafter:
     def static(cls, heads: DraftHeads, temperatures: Tensor, topology: TreeTopology) -> Self:
         """The shape pruned to the heads that exist. Temperatures [K]."""
         fitting = topology.pruned(heads.config.num_heads, topology.num_nodes)
-        return cls(heads, StaticNodes(fitting, temperatures.device), temperatures)
+        return cls(heads, StaticNodes(fitting, temperatures.device, heads.token_ids), temperatures)
 
     @torch.inference_mode()
     def draft(self, state: DraftState) -> CandidateTree:

@@ -96,8 +96,9 @@ class DrafterSource:
             branches["lookup"] = PromptLookup(depth, self._device)
         key = num_nodes, tuple(branches)
         if key not in self._nodes:
-            num_heads, vocab_size = 0, 1
+            num_heads, vocab_size, token_ids = 0, 1, None
             if self._heads is not None:
                 num_heads, vocab_size = self._heads.config.num_heads, self._heads.config.vocab_size
-            self._nodes[key] = BestNodes(num_nodes, num_heads, vocab_size, key[1], depth, self._device)
+                token_ids = self._heads.token_ids
+            self._nodes[key] = BestNodes(num_nodes, num_heads, vocab_size, key[1], depth, self._device, token_ids)
         return MergedDrafter(self._heads, self._temperatures, branches, self._nodes[key])

@@ -43,3 +43,10 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_a_hub(name: str) -> None:
 def test_a_path_under_the_home_folder_is_expanded(tmp_path: Path) -> None:
     assert model_location(str(tmp_path)) == str(tmp_path)
     assert model_location("~") == str(Path.home())
+
+
+def test_heads_use_the_bases_lm_head_or_one_of_their_own() -> None:
+    with pytest.raises(ConfigurationError, match="not both"):
+        HeadsConfig(2, 1, 8, 8, True, one_lm_head=True)
+    with pytest.raises(ConfigurationError, match="lm_head_rank >= 1, got 0"):
+        HeadsConfig(2, 1, 8, 8, True, lm_head_rank=0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from medusa_core.config import HeadsConfig
-from medusa_core.errors import HeadsMismatch
+from medusa_core.errors import ConfigurationError, HeadsMismatch
 from medusa_core.heads import DraftHeads
 from tests.cast import random_heads
 
@@ -83,3 +83,90 @@ def test_an_lm_head_of_another_shape_is_refused() -> None:
 def test_shared_heads_without_a_base_say_so_when_used() -> None:
     with pytest.raises(HeadsMismatch, match="made without one"):
         DraftHeads(HeadsConfig(2, 1, 16, 40, True))(torch.zeros(16))
+
+
+def test_untrained_low_rank_heads_say_what_the_lm_head_says_and_can_learn() -> None:
+    lm_head, hidden = base(), torch.randn(5, 16)
+    heads = DraftHeads.from_base(lm_head, 3, lm_head_rank=2)
+
+    logits = heads(hidden)
+    logits.square().sum().backward()
+
+    assert torch.allclose(logits, (hidden @ lm_head.T).expand(3, -1, -1), atol=1e-5)
+    assert heads.up is not None and heads.up.grad is not None
+    assert heads.up.shape == (3, 40, 2) and bool(heads.up.grad.any())
+
+
+def test_low_rank_factors_follow_the_generators_seed() -> None:
+    def factors(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        down = DraftHeads.from_base(base(), 3, lm_head_rank=2).down
+        assert down is not None
+        return down
+
+    assert torch.equal(factors(5), factors(5))
+    assert not torch.equal(factors(5), factors(6))
+
+
+def low_rank_heads() -> DraftHeads:
+    heads = DraftHeads.from_base(base(200, 64), 3, lm_head_rank=4).requires_grad_(False)
+    assert heads.up is not None
+    heads.up.copy_(torch.randn(heads.up.shape, generator=torch.Generator().manual_seed(4)))
+    return heads
+
+
+def test_a_low_rank_head_equals_the_whole_lm_head_it_stands_for() -> None:
+    heads, row = low_rank_heads(), torch.randn(64, generator=torch.Generator().manual_seed(2))
+
+    for k in range(3):
+        assert torch.allclose(heads(row)[k], heads.lm_head_of(k) @ heads.residual(row)[k], atol=1e-4)
+    assert not torch.allclose(heads.lm_head_of(0), heads.lm_head_of(1))
+
+
+def test_the_shared_part_of_low_rank_heads_may_be_int8() -> None:
+    heads, row = low_rank_heads(), torch.randn(64, generator=torch.Generator().manual_seed(2))
+    exact = heads(row)
+
+    if not heads.quantize_lm_heads():
+        pytest.skip("this torch has no product of int8 weights")
+
+    assert float((heads(row) - exact).abs().max()) < 0.03 * float(exact.abs().max())
+
+
+def test_low_rank_without_the_shared_lm_head_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="corrects the shared one"):
+        DraftHeads.from_base(base(), 2, shared_lm_head=False, lm_head_rank=2)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_truncated_vocabulary_scores_the_listed_tokens_and_no_others(shared: bool) -> None:
+    ids = torch.tensor([3, 17, 39, 4])
+    heads = DraftHeads.from_base(base(), 2, shared_lm_head=shared, token_ids=ids).requires_grad_(False)
+    row = torch.randn(16, generator=torch.Generator().manual_seed(2))
+
+    assert torch.allclose(heads(row)[0], (base() @ row)[ids], atol=1e-5)
+    assert heads.as_tokens(torch.tensor([[2, 0]])).tolist() == [[39, 3]]
+    assert heads.of_tokens(torch.arange(40)).tolist() == ids.tolist()
+    assert set(heads.state_dict()) == {"weight", "bias", "token_ids"} | (set() if shared else {"lm_head"})
+
+
+def test_heads_that_know_fewer_tokens_than_the_model_know_the_first_ones() -> None:
+    heads = DraftHeads.from_base(base(38), 2)
+
+    assert heads.of_tokens(torch.arange(40)).tolist() == list(range(38))
+    assert heads.as_tokens(torch.tensor([37])).tolist() == [37]
+
+
+def test_token_ids_of_another_length_than_the_lm_heads_are_refused() -> None:
+    with pytest.raises(HeadsMismatch, match=r"draft from 40 tokens need as many ids, got \[3\]"):
+        DraftHeads(HeadsConfig(2, 1, 16, 40, True), base(), torch.arange(3))
+
+
+def test_one_lm_head_of_their_own_serves_all_heads() -> None:
+    rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    one = DraftHeads(HeadsConfig(3, 1, 16, 40, False, one_lm_head=True), base()).requires_grad_(False)
+
+    assert one.lm_head is not None and one.lm_head.shape == (1, 40, 16)
+    assert torch.allclose(one(rows), (rows @ base().T).expand(3, -1, -1), atol=1e-5)
+    if one.quantize_lm_heads():
+        assert one(rows).shape == (3, 5, 40)

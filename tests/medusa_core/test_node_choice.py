@@ -199,3 +199,18 @@ def test_static_nodes_take_each_heads_ranks() -> None:
 
     assert token_paths(tree) == [(), (1,), (2,), (2, 0), (2, 2)]
     assert int(tree.tokens[0]) == 3
+
+
+def test_columns_of_a_truncated_vocabulary_become_the_tokens_they_stand_for() -> None:
+    log_probs = torch.tensor([[0.1, 0.5, 0.4], [0.6, 0.1, 0.3]]).log()
+    ids = torch.tensor([30, 70, 50])
+    topology = TreeTopology.from_paths([(0,), (1,), (1, 0)])
+    says_the_same = Branch(torch.tensor([70, 30]), torch.tensor([-0.1, -0.1]))
+
+    static = StaticNodes(topology, CPU, ids).build(ROOT, log_probs)
+    best = BestNodes(4, 2, 3, ("lookup",), 2, CPU, ids).build(ROOT, log_probs, [says_the_same])
+
+    assert token_paths(static) == [(), (70,), (50,), (50, 30)]
+    assert set(token_paths(best)) == {(), (70,), (50,), (70, 30)}
+    assert static.guesses is not None and best.guesses is not None
+    assert static.guesses.tolist() == best.guesses.tolist() == [70, 30]

@@ -4,6 +4,7 @@ import torch
 
 from medusa_core.config import SpeculationParams
 from medusa_core.drafters import Asked, DrafterSource, DraftState, Grammatical, MedusaDrafter, forced_branch
+from medusa_core.heads import DraftHeads
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, random_heads
 
@@ -43,3 +44,21 @@ def test_the_first_head_of_a_chain_guesses_what_the_grammar_allows() -> None:
 
     assert int(tree.tokens[1]) in (7, 9)
     assert tree.tokens[2:].tolist() == HEADS(HIDDEN).argmax(-1).tolist()[1:]
+
+
+def test_heads_of_a_truncated_vocabulary_draft_its_tokens_and_of_those_what_the_grammar_allows() -> None:
+    ids = torch.tensor([20, 4, 11, 9])
+    lm_head = torch.randn(23, 16, generator=torch.Generator().manual_seed(0))
+    heads = DraftHeads.from_base(lm_head, 3, token_ids=ids).requires_grad_(False)
+    allowed = torch.zeros(23, dtype=torch.bool)
+    allowed[[7, 9]] = True
+
+    for mode in ("tree", "chain"):
+        drafter = DrafterSource(heads, torch.ones(3), 8, 3, False, CPU).get(
+            Asked(SpeculationParams(mode), (), 1, False)
+        )
+        free = drafter.draft(STATE)
+        bound = drafter.draft(replace(STATE, grammar=Grammatical(allowed, forced_branch([], 3, CPU))))
+
+        assert set(free.tokens[1:].tolist()) <= set(ids.tolist())
+        assert {int(token) for token in bound.tokens[bound.used & (bound.depth == 1)]} == {9}
