@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from medusa_core.errors import CheckpointError
 
-__all__ = ["CALIBRATION_FILE", "Calibration", "LatencyCurve", "Paths", "Place"]
+__all__ = ["CALIBRATION_FILE", "Calibration", "LatencyCurve", "Paths", "Place", "choose_nodes"]
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -226,6 +226,20 @@ class Calibration:
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is malformed: {type(error).__name__}: {error}") from error
+
+
+def choose_nodes(calibration: Calibration | None, place: Place, default: int) -> tuple[int, str]:
+    """How many nodes the trees shall have at this place, and why; the default where nothing was measured there."""
+    if calibration is None or not calibration.latency:
+        return default, "the default; `medusa calibrate` measures the best size"
+    curve = calibration.curve_at(place)
+    if curve is None:
+        threads = "" if place.threads is None else f", threads: {place.threads}"
+        here = f"{place.device}, {place.dtype}{threads}, quantisation: {place.quantization}"
+        return default, f"the default; the latencies beside the heads were not measured here ({here})"
+    nodes = calibration.best_nodes(curve)
+    figures = f"{calibration.tokens_at(nodes):.2f} tokens per step of {1e3 * curve.seconds[nodes]:.2f} ms"
+    return nodes, f"most tokens per second as measured on this device: {figures}"
 
 
 def _check_tree(nodes: int, paths: Paths, num_heads: int) -> None:

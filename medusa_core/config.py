@@ -35,7 +35,8 @@ class EngineConfig:
     max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
     tree_nodes:        nodes of one verified tree, root included; None is the size with most tokens per second where
                        that was measured on this very device, else the default of the device.
-    tree:              `dynamic` takes each step's best nodes, `static` fills the shape that is best on average.
+    tree:              `dynamic` takes each step's best nodes, `static` fills the shape that is best on
+                       average, with the heads alone.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
     prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.

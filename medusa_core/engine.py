@@ -1,6 +1,8 @@
 """Load a model, run one sequence at a time, yield what each step emits. Speaks token ids, never text."""
 
+import logging
 import os
+import platform
 import secrets
 import statistics
 import time
@@ -14,13 +16,13 @@ import torch
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone
-from medusa_core.calibration import Calibration
+from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
 from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
 from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import Prefilled, logprobs_of, prefill
-from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState
-from medusa_core.errors import ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState, StaticTrees
+from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
@@ -28,9 +30,11 @@ from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
-__all__ = ["Engine", "default_sampling", "ignore_progress", "never"]
+__all__ = ["Engine", "default_sampling", "device_name", "ignore_progress", "never"]
 
-# Until the issue on speed measures N: a small model on a CPU is best served by a small tree, a GPU has room for more.
+_log = logging.getLogger(__name__)
+
+# Where nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room for more.
 _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
 
 
@@ -67,8 +71,15 @@ class Engine:
         self._last_prompt: tuple[tuple[int, ...], Prefilled] | None = None
 
     @classmethod
-    def load(cls, config: EngineConfig, progress: Callable[[str, float], None] = ignore_progress) -> Self:
+    def load(
+        cls,
+        config: EngineConfig,
+        progress: Callable[[str, float], None] = ignore_progress,
+        calibration: Calibration | None = None,
+    ) -> Self:
         """Load model and heads; `progress` hears the stage and the share done, 0 to 1.
+
+        A calibration that is given stands in for the one beside the heads.
 
         Raises CheckpointError when a checkpoint cannot be served, ConfigurationError when an option does not fit it.
         """
@@ -87,19 +98,30 @@ class Engine:
         heads = load_heads(source, backbone.lm_head) if source is not None else None
         if heads is not None:
             heads.choose_lm_head_kernel()
-        temperatures = torch.ones(heads.config.num_heads if heads is not None else 0, device=device)
-        if source is not None and heads is not None:
-            temperatures = _calibrated_temperatures(Path(source), heads.config.num_heads, device)
+        if calibration is None and source is not None:
+            calibration = _find_calibration(Path(source))
+        temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)
         if heads is not None and heads.config.num_heads > config.max_depth:
             raise ConfigurationError(
                 f"max_depth is {config.max_depth}, the heads reach {heads.config.num_heads} deep; raise it"
             )
-        tree_nodes = config.tree_nodes if config.tree_nodes is not None else _DEFAULT_TREE_NODES[device.type]
+        dtype_name = str(backbone.dtype).removeprefix("torch.")
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        place = Place(device_name(device), dtype_name, threads, "none")
+        tree_nodes, reason = choose_nodes(calibration, place, _DEFAULT_TREE_NODES[device.type])
+        if config.tree_nodes is not None:
+            tree_nodes, reason = config.tree_nodes, "as asked for"
+        if config.tree == "static" and heads is not None and calibration is None:
+            raise ConfigurationError(
+                f"tree is static, but how often the heads in {source} are right is not known; run `medusa calibrate`, "
+                "or take dynamic trees"
+            )
+        _log.info("%s trees of %d nodes: %s", config.tree, tree_nodes, reason)
         generation = backbone.model.generation_config
         info = EngineInfo(
             model=config.model,
             device=str(device),
-            dtype=str(backbone.dtype).removeprefix("torch."),
+            dtype=dtype_name,
             max_context=max_context,
             vocab_size=backbone.vocab_size,
             eos_token_ids=_as_tuple(generation.eos_token_id),
@@ -109,8 +131,17 @@ class Engine:
             max_depth=config.max_depth,
             plain_step_s=0.0,
             default_sampling=default_sampling(generation),
+            place=place,
+            calibration=calibration if heads is not None else None,
+            tree=config.tree,
+            tree_reason=reason,
         )
-        drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device)
+        drafters: Drafters = DrafterSource(
+            heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device
+        )
+        if heads is not None:
+            is_static = config.tree == "static"
+            drafters = StaticTrees(heads, temperatures, calibration, tree_nodes, is_static, drafters)
 
         def load_vocabulary() -> GrammarVocabulary:
             codec = TextCodec.load(config.model)
@@ -304,11 +335,28 @@ def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _calibrated_temperatures(source: Path, num_heads: int, device: torch.device) -> torch.Tensor:
-    """Head temperatures [K] stored beside the heads; ones where nobody calibrated them."""
-    folder = source if source.is_dir() else source.parent
-    file = folder / "calibration.json"
-    if not file.is_file():
+def _find_calibration(source: Path) -> Calibration | None:
+    """What stands beside the heads in a folder, or beside a file of heads."""
+    file = (source if source.is_dir() else source.parent) / CALIBRATION_FILE
+    return Calibration.load(file) if file.is_file() else None
+
+
+def _temperatures(calibration: Calibration | None, num_heads: int, device: torch.device) -> torch.Tensor:
+    """Head temperatures [K]; ones where nobody calibrated them."""
+    if calibration is None:
         return torch.ones(num_heads, device=device)
-    temperatures = Calibration.load(file).temperatures
-    return torch.tensor(temperatures[:num_heads], dtype=torch.float32, device=device)
+    if calibration.num_heads < num_heads:
+        raise CheckpointError(
+            f"the calibration knows {calibration.num_heads} heads, there are {num_heads}; run `medusa calibrate` again"
+        )
+    return torch.tensor(calibration.temperatures[:num_heads], dtype=torch.float32, device=device)
+
+
+def device_name(device: torch.device) -> str:
+    """What the processor or the card calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    own = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return own if own else platform.machine()

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medusa_core.config import SpeculationParams
+from medusa_core.calibration import Calibration, Place
+from medusa_core.config import SpeculationParams, TreeKind
 from medusa_core.runners import TokenLogprobs
 from medusa_core.sampling import SamplingParams
 
@@ -93,6 +94,9 @@ class EngineInfo:
     plain_step_s:     seconds of a step that decides one token, behind a short prompt; 0 before it was measured.
     default_sampling: what the model's generation_config says of temperature, top_p, top_k, min_p and
                       repetition_penalty.
+    place:            where seconds are measured.
+    calibration:      what is known of the heads; None without heads, or where nobody calibrated them.
+    tree:             what `auto` drafts; `tree_reason` says why its trees have so many nodes.
     """
 
     model: str
@@ -107,3 +111,7 @@ class EngineInfo:
     max_depth: int
     plain_step_s: float
     default_sampling: dict[str, float | int]
+    place: Place
+    calibration: Calibration | None
+    tree: TreeKind
+    tree_reason: str

@@ -126,6 +126,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         dtype=settings.dtype,
         max_context=settings.max_context,
         tree_nodes=settings.tree_nodes,
+        tree=settings.tree,
         num_threads=settings.threads,
     )
     return WorkerClient(load, settings.queue_size, metrics, factory)

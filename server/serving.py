@@ -73,7 +73,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
         "Model": name if name == info.model else f"{name} ({info.model})",
         "Device": f"{info.device}, {info.dtype}",
         "Heads": heads,
-        "Tree": f"{info.tree_nodes} nodes",
+        "Tree": f"{info.tree_nodes} nodes, {info.tree}: {info.tree_reason}",
         "Context": f"{info.max_context} tokens"
         + ("" if has_chat_template else "; no chat template, see --chat-template"),
         "API key": "required" if settings.api_key else "none needed",

@@ -91,7 +91,10 @@ class Settings(BaseSettings):
     queue_size: int = Field(32, ge=0, description="requests that may wait while one is decoded")
     served_model_name: str | None = Field(None, min_length=1, description="the name clients use; left out: the model's")
     tree_nodes: Annotated[int | None, BeforeValidator(_auto_is_none)] = Field(
-        None, ge=1, description="nodes of one verified tree, root included; auto: the default of the device"
+        None, ge=1, description="nodes of one verified tree, root included; auto: as calibrated on this device"
+    )
+    tree: Literal["dynamic", "static"] = Field(
+        "dynamic", description="each step's best nodes, or the one shape that is best on average"
     )
     quantize: str = Field("none", description="weight quantisation; only none so far")
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from medusa_core.backbone import ATTENTION, Forward, TransformersBackbone, register_attention, tree_mask
+from medusa_core.calibration import Place
 from medusa_core.constraints import GrammarVocabulary
 from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState
 from medusa_core.engine import Engine
@@ -139,6 +140,10 @@ def make_engine(
         max_depth=8,
         plain_step_s=0.0,
         default_sampling={},
+        place=Place("test", "float32", 1, "none"),
+        calibration=None,
+        tree="dynamic",
+        tree_reason="as asked for",
     )
     made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
     drafters = Always(drafter) if drafter is not None else made

@@ -33,13 +33,13 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="left out: the model's")] = None,
     min_p: Annotated[float | None, typer.Option(min=0, max=1, help="left out: the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same answer")] = None,
-    mode: Annotated[str, typer.Option(help="auto, tree, chain or off")] = "auto",
+    mode: Annotated[str, typer.Option(help="auto, tree, static, chain or off")] = "auto",
 ) -> None:
     """Answer one prompt in the terminal, with the statistics of its speculation."""
     out, console = Console(soft_wrap=True), Console(stderr=True)
     with one_line_errors(console):
-        if mode not in ("auto", "tree", "chain", "off"):
-            raise ConfigurationError(f"--mode is {mode!r}, it must be auto, tree, chain or off")
+        if mode not in ("auto", "tree", "static", "chain", "off"):
+            raise ConfigurationError(f"--mode is {mode!r}, it must be auto, tree, static, chain or off")
         from medusa_core.text import TextCodec
 
         codec = TextCodec.load(model, chat_template)

@@ -38,6 +38,7 @@ def serve(
     queue_size: Annotated[Text, _setting("queue_size")] = None,
     served_model_name: Annotated[Text, _setting("served_model_name")] = None,
     tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
+    tree: Annotated[Text, _setting("tree")] = None,
     quantize: Annotated[Text, _setting("quantize")] = None,
     threads: Annotated[Text, _setting("threads")] = None,
     chat_template: Annotated[Text, _setting("chat_template")] = None,

@@ -58,7 +58,7 @@ class Sampling(msgspec.Struct, frozen=True):
 class Speculation(msgspec.Struct, frozen=True):
     """medusa_core's SpeculationParams."""
 
-    mode: Literal["auto", "tree", "chain", "off"]
+    mode: Literal["auto", "tree", "static", "chain", "off"]
     max_nodes: int | None
     acceptance: Literal["exact", "typical"]
     epsilon: float
@@ -81,6 +81,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     max_context: int | None
     tree_nodes: int | None
+    tree: Literal["dynamic", "static"]
     num_threads: int | None
 
 
@@ -131,6 +132,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     max_depth: int
     plain_step_s: float
     default_sampling: dict[str, float | int]
+    tree: str
+    tree_reason: str
 
 
 class RemoteError(msgspec.Struct, frozen=True):

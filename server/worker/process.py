@@ -75,6 +75,7 @@ class _CoreEngine:
             dtype=load.dtype,
             max_context=load.max_context,
             tree_nodes=load.tree_nodes,
+            tree=load.tree,
             num_threads=load.num_threads,
         )
         self._engine = Engine.load(config, progress)
@@ -92,6 +93,8 @@ class _CoreEngine:
             max_depth=info.max_depth,
             plain_step_s=info.plain_step_s,
             default_sampling=dict(info.default_sampling),
+            tree=info.tree,
+            tree_reason=info.tree_reason,
         )
 
     def device_memory(self) -> dict[str, int]:

@@ -34,6 +34,11 @@ def test_a_tree_beyond_the_largest_useful_size_is_refused_with_the_limit() -> No
         EngineConfig(tree_nodes=257)
 
 
+def test_an_unknown_kind_of_tree_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="tree is 'big', it must be dynamic or static"):
+        EngineConfig(tree="big")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "../model", "~/no-such-model"])
 def test_what_can_only_be_a_path_is_not_looked_for_on_a_hub(name: str) -> None:
     with pytest.raises(ModelNotFound, match=f"there is no '{name}'; check the path"):

@@ -40,6 +40,8 @@ class FakeEngine:
             max_depth=8,
             plain_step_s=0.005,
             default_sampling={"temperature": 0.0},
+            tree=load.tree,
+            tree_reason="as asked for",
         )
         self._last: list[int] = []
         self._salt: str | None = None

@@ -21,7 +21,9 @@ from tests.server import fake_engine
 from tests.tiny_tokenizers import save_byte_level
 
 ROOT = Path(__file__).parents[2]
-INFO = WorkerInfo("demo", "cpu", "float32", 1024, 4096, [1], 4, "heads-folder", 8, 8, 0.005, {})
+INFO = WorkerInfo(
+    "demo", "cpu", "float32", 1024, 4096, [1], 4, "heads-folder", 8, 8, 0.005, {}, "dynamic", "as asked for"
+)
 
 
 @contextmanager
@@ -71,7 +73,9 @@ def test_the_banner_holds_a_line_that_can_be_pasted(tmp_path: Path) -> None:
 
 def test_the_banner_tells_what_is_missing() -> None:
     settings = Settings(model="demo", host="0.0.0.0", api_key="sesame")
-    without = WorkerInfo("demo", "cuda", "bfloat16", 1024, 4096, [1], 0, None, 1, 8, 0.005, {})
+    without = WorkerInfo(
+        "demo", "cuda", "bfloat16", 1024, 4096, [1], 0, None, 1, 8, 0.005, {}, "dynamic", "as asked for"
+    )
     shown = banner(settings, without, 8000, has_chat_template=False)
 
     assert "http://127.0.0.1:8000/v1/completions" in shown

@@ -15,4 +15,6 @@ INFO = WorkerInfo(
     8,
     0.005,
     {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
+    "dynamic",
+    "as asked for",
 )
