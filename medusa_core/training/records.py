@@ -75,9 +75,9 @@ def read_records(path: Path) -> Iterator[Record]:
     """Records one by one, in file order; ConfigurationError names the line and what is wrong with it.
 
     A line holds `{"messages": [{"role": ..., "content": ...}, ...]}`, ShareGPT's
-    `{"conversations": [{"from": ..., "value": ...}, ...]}` or `{"text": ...}`, with an optional `"finish_reason"`, which
-    `medusa distill` writes: `length` says that the last answer was cut off. Other fields are left alone, blank lines
-    skipped. A name that ends in .gz is unpacked on the way.
+    `{"conversations": [{"from": ..., "value": ...}, ...]}` or `{"text": ...}`, with an optional `"finish_reason"` as
+    `medusa distill` writes it: `length` says that the last answer was cut off. Other fields are left alone, blank
+    lines skipped. A name that ends in .gz is unpacked on the way.
     """
     found = False
     try:

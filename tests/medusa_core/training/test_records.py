@@ -106,7 +106,7 @@ def test_a_damaged_packed_file_is_named(tmp_path: Path, damage: slice) -> None:
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}')[damage])
 
-    with pytest.raises(ConfigurationError, match="cannot read .*data.jsonl.gz"):
+    with pytest.raises(ConfigurationError, match=r"cannot read .*data\.jsonl\.gz"):
         list(read_records(path))
 
 
