@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
 from medusa_core.kv_cache import KVCache
+from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
 
 __all__ = [
@@ -144,7 +145,7 @@ class TransformersBackbone:
         self.model = cast(Any, model)
         self.model.eval()
         self.hidden_size: int = config.hidden_size
-        self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = self.lm_head.shape[0]
         self.max_positions: int = config.max_position_embeddings
         self.model_type: str = config.model_type
         parameter = next(model.parameters())
@@ -157,8 +158,7 @@ class TransformersBackbone:
     @property
     def lm_head(self) -> Tensor:
         """[V, H], the weight that heads without an LM head of their own share."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+        return dense_weight(self.model.get_output_embeddings())
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache with so many rows."""

@@ -10,6 +10,7 @@ __all__ = [
     "AcceptanceName",
     "EngineConfig",
     "HeadsConfig",
+    "Quantization",
     "SpeculationMode",
     "SpeculationParams",
     "TreeKind",
@@ -22,6 +23,7 @@ _MAX_TREE_NODES = 256
 SpeculationMode = Literal["auto", "tree", "static", "chain", "off"]
 TreeKind = Literal["dynamic", "static"]
 AcceptanceName = Literal["exact", "typical"]
+Quantization = Literal["none", "int8", "int4", "fp8", "bnb8", "bnb4"]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """Find a base model, refuse what tree decoding cannot drive, and load the rest onto a device."""
 
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from medusa_core.adapters import merge_adapter
 from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
-from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
+from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
+from medusa_core.quantization import OPTIONS, judge, quantization_arguments, quantize_in_place
 
 __all__ = [
     "choose_device",
@@ -22,17 +27,29 @@ __all__ = [
 
 # Cache rows nobody asked for are memory nobody gets back: long-context models claim positions for 100k tokens and more.
 _MAX_DEFAULT_CONTEXT = 8192
+# Draft heads that stand among a base model's own tensors (Medusa-2 checkpoints).
+_HEAD_KEY = re.compile(r"(?:module\.|base_model\.model\.)*medusa_heads?\.")
+
+_log = logging.getLogger(__name__)
 
 
 def load_backbone(
-    model: str, device: torch.device, dtype: torch.dtype | None, max_context: int
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    max_context: int,
+    quantize: str = "none",
+    adapter: Path | None = None,
 ) -> TransformersBackbone:
     """Load a base model from a folder or a hub id.
 
-    dtype:       None is the checkpoint's own.
+    dtype:       None is the checkpoint's own, or the one that the quantiser's kernels know.
     max_context: longest sequence that will be computed; fixes the factors of length-dependent rope.
+    quantize:    how to quantise it, a name of quantization.OPTIONS, or none; one that is quantised already stays so.
+    adapter:     folder of a LoRA adapter to merge into its weights; done before they are quantised.
 
-    Raises ModelNotFound, UnsupportedModel, or ConfigurationError when max_context exceeds the model's positions.
+    Raises ModelNotFound, UnsupportedModel, CheckpointError, or ConfigurationError when max_context exceeds the model's
+    positions, or when the device or the installed packages cannot run the weights.
     """
     register_attention()
     config = read_config(model)
@@ -42,21 +59,95 @@ def load_backbone(
         raise ConfigurationError(
             f"max_context is {max_context}, {model!r} has {text_config.max_position_embeddings} positions; lower it"
         )
+    stored = getattr(config, "quantization_config", None)
+    _refuse_combination(model, stored, quantize, adapter)
     fix_longrope(text_config, max_context)
+    arguments = quantization_arguments(quantize, device, dtype)
+    if stored is not None:
+        arguments["device_map"] = {"": str(device)}
+    if adapter is not None:
+        # the adapter is merged into the weights as they are stored; quantising follows
+        arguments = {"dtype": arguments["dtype"]}
+    loaded = _load(model, config, arguments)
+    if adapter is not None:
+        loaded = merge_adapter(loaded, adapter)
+        if quantize != "none":
+            quantize_in_place(loaded, quantize, device, dtype)
+    # where the loader was told the device, it is there already, and some quantisers do not let it be moved
+    return TransformersBackbone(loaded if "device_map" in arguments else loaded.to(device))
+
+
+def _refuse_combination(model: str, stored: Any, quantize: str, adapter: Path | None) -> None:
+    """Raise ConfigurationError for what cannot be done together.
+
+    stored: the quantisation a checkpoint's own configuration tells of; None when its weights are not quantised.
+    """
+    if adapter is not None and quantize in OPTIONS and OPTIONS[quantize].package != "torchao":
+        raise ConfigurationError(
+            f"weights that an adapter was merged into cannot be quantised as {quantize}; use --quantize int8, or serve "
+            "the base without its adapter: --no-adapter"
+        )
+    if stored is None:
+        return
+    label = judge(stored if isinstance(stored, dict) else stored.to_dict()).label
+    if quantize != "none":
+        raise ConfigurationError(f"the weights of {model!r} are quantised already ({label}); leave --quantize out")
+    if adapter is not None:
+        raise ConfigurationError(
+            f"an adapter cannot be merged into the weights of {model!r}, which are quantised already ({label}); give "
+            "the base as it was before, with --quantize to quantise it after merging, or --no-adapter"
+        )
+
+
+class _ReportKept(logging.Filter):
+    """Keeps transformers' table of keys out of the log: what matters of it is said in one line, or by an error."""
+
+    text = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in record.getMessage():
+            return True
+        self.text = record.getMessage()
+        return False
+
+
+def _load(model: str, config: Any, arguments: dict[str, Any]) -> Any:
+    """The transformers model; every way in which loading can fail is told as what the operator can do about it."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # whoever asked for the load shows one of their own
+    report, transformers_log = _ReportKept(), logging.getLogger("transformers.modeling_utils")
+    transformers_log.addFilter(report)
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded, found = from_pretrained(
             model,
             config=config,
             attn_implementation=ATTENTION,
-            dtype=dtype if dtype is not None else "auto",
             trust_remote_code=False,
+            output_loading_info=True,
+            **arguments,
         )
     except KeyError as error:  # old attention classes look our name up in a table of their own
-        raise UnsupportedModel(text_config.model_type, f"it has no attention named {error}") from error
+        raise UnsupportedModel(config.get_text_config().model_type, f"it has no attention named {error}") from error
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"the weights of {model!r} need a package that is not installed: {reason}") from error
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"the weights of {model!r} cannot be loaded: {error}") from error
-    return TransformersBackbone(loaded.to(device))
+    except RuntimeError as error:
+        reason = " ".join(f"{error} {report.text}".split())
+        raise CheckpointError(f"the weights of {model!r} cannot be loaded: {reason[:600]}") from error
+    finally:
+        transformers_log.removeFilter(report)
+    if found["missing_keys"]:
+        first = min(found["missing_keys"])
+        raise CheckpointError(
+            f"the weights of {model!r} lack {len(found['missing_keys'])} tensors, {first!r} among them; they are "
+            "incomplete, or not this architecture's"
+        )
+    ignored = sorted(key for key in found["unexpected_keys"] if _HEAD_KEY.match(key) is None)
+    if ignored:
+        _log.warning("%s holds %d tensors its architecture does not use, such as %s", model, len(ignored), ignored[0])
+    return loaded
 
 
 def read_config(model: str) -> Any:

@@ -25,7 +25,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads", "node_choice"},
         {"sampling", "tree", "calibration", "text", "constraints"},
-        {"tokenizer_files", "tool_grammar", "detokenizer"},
+        {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},
         {"config", "chat_templates", "gbnf", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
@@ -54,7 +54,17 @@ RESERVED: dict[str, set[str]] = {
     "torch": {"medusa_core"},
     "transformers": {
         f"medusa_core.{name}"
-        for name in ("backbone", "demo", "kv_cache", "loading", "text", "tokenizer_files", "training")
+        for name in (
+            "adapters",
+            "backbone",
+            "demo",
+            "kv_cache",
+            "loading",
+            "quantization",
+            "text",
+            "tokenizer_files",
+            "training",
+        )
     },
     "multiprocessing": {"server.worker"},
     "threading": {"server.worker"},

@@ -1,0 +1,239 @@
+import importlib.util
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from medusa_core.config import Quantization, SpeculationParams
+from medusa_core.engine import Engine
+from medusa_core.errors import ConfigurationError
+from medusa_core.loading import load_backbone
+from medusa_core.quantization import (
+    OPTIONS,
+    Judgement,
+    dense_weight,
+    judge,
+    judge_model,
+    limit_nodes,
+    quantization_arguments,
+    rows_are_independent,
+)
+from tests.cast import CPU, make_engine, random_heads, run, tiny_model
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+# PyTorch's own marks of what its next version does otherwise, made while torchao is imported
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def torchao(kind: str, **data: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "torchao",
+        "quant_type": {"default": {"_type": f"{kind}Config", "_version": 2, "_data": data}},
+    }
+
+
+def granularity(name: str) -> dict[str, Any]:
+    return {"_type": name, "_version": 1, "_data": {}}
+
+
+def compressed(bits: int, inputs: dict[str, Any] | None) -> dict[str, Any]:
+    group = {"weights": {"num_bits": bits, "strategy": "channel"}, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+# As they stand in config.json of checkpoints; nodes that pay, and whether a tree can be verified at all.
+STORED: dict[str, tuple[dict[str, Any], int, bool]] = {
+    "torchao int8": (torchao("Int8WeightOnly"), 64, True),
+    "torchao int4": (torchao("Int4WeightOnly", group_size=128), 32, True),
+    "torchao fp8 by row": (
+        torchao("Float8DynamicActivationFloat8Weight", granularity=[granularity("PerRow"), granularity("PerRow")]),
+        64,
+        True,
+    ),
+    "torchao fp8 by tensor": (
+        torchao("Float8DynamicActivationFloat8Weight", granularity=[granularity("PerTensor")] * 2),
+        1,
+        False,
+    ),
+    "torchao fp8 of unknown granularity": (torchao("Float8DynamicActivationFloat8Weight"), 1, False),
+    "torchao int8 by tensor": (
+        torchao("Int8DynamicActivationInt8Weight", granularity=granularity("PerTensor")),
+        1,
+        False,
+    ),
+    "torchao int8 by row": (torchao("Int8DynamicActivationInt8Weight", granularity=granularity("PerRow")), 64, True),
+    "torchao, by layer": (
+        torchao("FqnToConfig", fqn_to_config={"_default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}),
+        32,
+        True,
+    ),
+    "torchao, static scale": (
+        torchao("Float8StaticActivationFloat8Weight", granularity=granularity("PerTensor")),
+        64,
+        True,
+    ),
+    "compressed int4": (compressed(4, None), 32, True),
+    "compressed fp8 by token": (compressed(8, {"dynamic": True, "strategy": "token"}), 64, True),
+    "compressed fp8, static scale": (compressed(8, {"dynamic": False, "strategy": "tensor"}), 64, True),
+    "compressed fp8 by tensor": (compressed(8, {"dynamic": True, "strategy": "tensor"}), 1, False),
+    "bitsandbytes 4-bit": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 1, True),
+    "bitsandbytes 8-bit": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 1, False),
+    "GPTQ": ({"quant_method": "gptq", "bits": 4}, 32, True),
+    "AWQ": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, 32, True),
+    "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 64, True),
+    "unheard of": ({"quant_method": "abacus"}, 16, True),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_checkpoints_own_words_tell_whether_trees_pay(kind: str) -> None:
+    facts, most_nodes, is_row_independent = STORED[kind]
+
+    found = judge(facts)
+
+    assert (found.most_nodes, found.is_row_independent) == (most_nodes, is_row_independent)
+    assert found.label != "" and found.advice != ""
+
+
+def test_every_name_the_operator_may_choose_is_an_option() -> None:
+    assert {"none", *OPTIONS} == set(get_args(Quantization))
+
+
+INDEPENDENT, DEPENDENT = Judgement("int4", 32, True, "small"), Judgement("8-bit", 1, False, "outliers")
+
+
+@pytest.mark.parametrize(
+    ("asked", "weights", "expected"),
+    [
+        (None, None, 48),
+        (100, None, 100),
+        (None, INDEPENDENT, 32),
+        (64, INDEPENDENT, 64),
+        (None, DEPENDENT, 1),
+        (1, DEPENDENT, 1),
+    ],
+)
+def test_the_default_tree_shrinks_to_what_pays_and_what_is_asked_for_stands(
+    asked: int | None, weights: Judgement | None, expected: int
+) -> None:
+    assert limit_nodes(asked, 48, weights) == expected
+
+
+def test_a_tree_that_the_weights_cannot_verify_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"tree_nodes is 8, 8-bit weights allow 1: outliers; leave --tree"):
+        limit_nodes(8, 48, DEPENDENT)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "named"),
+    [
+        ("int3", "cpu", None, "quantize is 'int3'; use none, int8"),
+        ("int4", "cpu", None, "--quantize int4 needs a CUDA device of compute capability 8.0, not 'cpu'; int8 runs"),
+        ("fp8", "cpu", torch.bfloat16, "--quantize fp8 needs a CUDA device of compute capability 8.9"),
+    ],
+)
+def test_what_this_machine_cannot_run_is_named(name: str, device: str, dtype: torch.dtype | None, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        quantization_arguments(name, torch.device(device), dtype)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
+def test_a_package_that_is_not_installed_is_named_with_the_way_out() -> None:
+    with pytest.raises(ConfigurationError, match="bnb4 needs bitsandbytes, which is not installed: pip install"):
+        quantization_arguments("bnb4", CPU, torch.float32)
+
+
+def test_without_quantisation_only_the_dtype_is_told() -> None:
+    assert quantization_arguments("none", CPU, torch.float32) == {"dtype": torch.float32}
+    assert quantization_arguments("none", CPU, None) == {"dtype": "auto"}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The folder of a tiny model, and its family; the qwen3 ties its LM head to its embeddings."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_model(request.param, tie_word_embeddings=request.param == "qwen3").save_pretrained(folder)
+    return str(folder), request.param
+
+
+def engine_with_heads(folder: str, quantize: str, shared: bool) -> Engine:
+    backbone = load_backbone(folder, CPU, torch.float32, 128, quantize)
+    return make_engine(backbone, random_heads(backbone.lm_head, shared=shared), tree_nodes=12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_tree_changes_no_token_of_an_int8_model(family: tuple[str, str], shared: bool) -> None:
+    engine = engine_with_heads(family[0], "int8", shared)
+
+    tree = run(engine, PROMPT, max_tokens=40)
+    plain = run(engine, PROMPT, max_tokens=40, speculation=SpeculationParams(mode="off"))
+
+    assert tree == plain
+
+
+def test_int8_quantises_the_layers_and_leaves_lm_head_and_embeddings(family: tuple[str, str]) -> None:
+    backbone = load_backbone(family[0], CPU, torch.float32, 128, "int8")
+    plain = load_backbone(family[0], CPU, torch.float32, 128)
+    weights = judge_model(backbone.model)
+
+    assert weights is not None and weights.label == "torchao Int8WeightOnly"
+    assert judge_model(plain.model) is None
+    layer = backbone.model.model.layers[0].mlp.up_proj.weight
+    assert type(layer) is not nn.Parameter
+    # one step of 127 in each row's largest weight, halved by rounding
+    original = plain.model.model.layers[0].mlp.up_proj.weight
+    with torch.inference_mode():
+        assert 0 < float((layer.dequantize() - original).abs().max()) < float(original.abs().max()) / 200
+    assert torch.equal(backbone.lm_head, plain.lm_head)
+    assert torch.equal(backbone.model.model.embed_tokens.weight, plain.model.model.embed_tokens.weight)
+    assert random_heads(backbone.lm_head).weight.dtype == torch.float32
+
+
+def test_weights_that_a_checkpoint_holds_quantised_are_served_as_they_are(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    quantised = load_backbone(str(tmp_path / "base"), CPU, torch.float32, 128, "int8")
+    quantised.model.save_pretrained(tmp_path / "int8")
+
+    stored = load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 128)
+
+    assert judge_model(stored.model) == judge_model(quantised.model)
+    assert run(make_engine(stored), PROMPT, max_tokens=20) == run(make_engine(quantised), PROMPT, max_tokens=20)
+    with pytest.raises(ConfigurationError, match=r"quantised already \(torchao Int8WeightOnly\); leave --quantize out"):
+        load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 128, "int8")
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_trial_tells_whether_rows_share_a_scale(tmp_path: Path, by_row: bool) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, PerRow, PerTensor, quantize_
+
+    model = tiny_model("llama")
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(granularity=PerRow() if by_row else PerTensor()))
+
+    assert rows_are_independent(model) == by_row
+
+
+def test_a_trial_overrules_what_is_thought_of_a_method() -> None:
+    class OneScaleForAll(nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            scale = rows.abs().max() / 127
+            return super().forward((rows / scale).round() * scale)
+
+    model = tiny_model("llama")
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    model.model.layers[0].self_attn.q_proj = OneScaleForAll(32, 32, bias=False)
+    found = judge_model(model)
+
+    assert found is not None
+    assert (found.label, found.most_nodes, found.is_row_independent) == ("GPTQ", 1, False)
+    assert "one scale" in found.advice
+
+
+def test_an_lm_head_in_a_form_that_cannot_be_read_is_refused() -> None:
+    packed = nn.Module()
+    packed.register_buffer("weight", torch.zeros(4, 4, dtype=torch.int32))
+
+    with pytest.raises(ConfigurationError, match="LM head of this checkpoint is quantised"):
+        dense_weight(packed)
