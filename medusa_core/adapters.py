@@ -9,19 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch
+from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch, ModelNotFound
 
 __all__ = ["ADAPTER_FOLDER", "find_adapter", "merge_adapter"]
 
 ADAPTER_FOLDER = "adapter"
 
 
-def find_adapter(heads: Path) -> Path | None:
-    """The adapter beside a folder's or file's draft heads; None when there is none."""
-    folder = (heads if heads.is_dir() else heads.parent) / ADAPTER_FOLDER
+def find_adapter(heads: str | Path) -> Path | None:
+    """The adapter beside the draft heads of a folder, a file or a hub id, as load_heads takes it; None without one.
+
+    Raises ModelNotFound when a hub cannot be asked.
+    """
+    path = Path(heads)
+    if not path.exists():
+        name, _, revision = str(heads).partition("@")
+        try:
+            path = Path(
+                snapshot_download(
+                    name, revision=revision if revision != "" else None, allow_patterns=[f"{ADAPTER_FOLDER}/*"]
+                )
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelNotFound(f"no heads at {str(heads)!r}: {reason}; give a folder, a file or a hub id") from error
+    folder = (path if path.is_dir() else path.parent) / ADAPTER_FOLDER
     return folder if (folder / "adapter_config.json").is_file() else None
 
 

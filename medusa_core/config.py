@@ -34,6 +34,9 @@ class EngineConfig:
     heads:             id, folder or file of the draft heads; None looks inside the checkpoint.
     device:            `auto` takes CUDA when there is one, else the CPU.
     dtype:             `auto` is float32 on a CPU and the checkpoint's own on CUDA.
+    quantize:          how to hold the base's weights in few bits; `none` leaves them as they are stored.
+    adapter:           whether an adapter that stands beside the heads is merged into the base; without it the base is
+                       what it was, and the heads still propose.
     max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
     tree_nodes:        nodes of one verified tree, root included; None is the size with most tokens per second where
                        that was measured on this very device, else the default of the device.
@@ -49,6 +52,8 @@ class EngineConfig:
     heads: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantization = "none"
+    adapter: bool = True
     max_context: int | None = None
     tree_nodes: int | None = None
     tree: TreeKind = "dynamic"

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import torch
 
 from medusa_core.acceptance import make_rule
+from medusa_core.adapters import find_adapter
 from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
@@ -25,6 +26,7 @@ from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState, Sta
 from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
+from medusa_core.quantization import default_nodes, judge_model, refuse_nodes
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.text import TextCodec
@@ -92,9 +94,11 @@ class Engine:
         progress("loading the model", 0.0)
         text_config = read_config(location).get_text_config()
         max_context = config.max_context if config.max_context is not None else default_context(text_config)
-        backbone = load_backbone(location, device, dtype, max_context)
-        progress("loading the heads", 0.8)
         source = model_location(config.heads) if config.heads is not None else find_heads(location)
+        adapter = find_adapter(source) if source is not None and config.adapter else None
+        backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
+        weights = judge_model(backbone.model)
+        progress("loading the heads", 0.8)
         heads = load_heads(source, backbone.lm_head) if source is not None else None
         if heads is not None:
             heads.choose_lm_head_kernel()
@@ -107,10 +111,14 @@ class Engine:
             )
         dtype_name = str(backbone.dtype).removeprefix("torch.")
         threads = torch.get_num_threads() if device.type == "cpu" else None
-        place = Place(device_name(device), dtype_name, threads, "none")
-        tree_nodes, reason = choose_nodes(calibration, place, _DEFAULT_TREE_NODES[device.type])
+        place = Place(device_name(device), dtype_name, threads, weights.label if weights is not None else "none")
+        default = default_nodes(_DEFAULT_TREE_NODES[device.type], weights)
+        tree_nodes, reason = choose_nodes(calibration, place, default)
         if config.tree_nodes is not None:
             tree_nodes, reason = config.tree_nodes, "as asked for"
+        refuse_nodes(tree_nodes, weights)
+        if weights is not None:
+            _log.log(logging.WARNING if weights.most_nodes == 1 else logging.INFO, "%s", weights.statement)
         if config.tree == "static" and heads is not None and calibration is None:
             raise ConfigurationError(
                 f"tree is static, but how often the heads in {source} are right is not known; run `medusa calibrate`, "
@@ -135,6 +143,7 @@ class Engine:
             calibration=calibration if heads is not None else None,
             tree=config.tree,
             tree_reason=reason,
+            adapter=str(adapter) if adapter is not None else None,
         )
         drafters: Drafters = DrafterSource(
             heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device

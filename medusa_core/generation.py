@@ -97,6 +97,7 @@ class EngineInfo:
     place:            where seconds are measured.
     calibration:      what is known of the heads; None without heads, or where nobody calibrated them.
     tree:             what `auto` drafts; `tree_reason` says why its trees have so many nodes.
+    adapter:          folder of the adapter that is merged into the base; None without one.
     """
 
     model: str
@@ -115,3 +116,4 @@ class EngineInfo:
     calibration: Calibration | None
     tree: TreeKind
     tree_reason: str
+    adapter: str | None

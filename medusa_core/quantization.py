@@ -20,12 +20,13 @@ __all__ = [
     "OPTIONS",
     "Judgement",
     "Option",
+    "default_nodes",
     "dense_weight",
     "judge",
     "judge_model",
-    "limit_nodes",
     "quantization_arguments",
     "quantize_in_place",
+    "refuse_nodes",
     "rows_are_independent",
 ]
 
@@ -45,6 +46,14 @@ class Judgement:
     most_nodes: int
     is_row_independent: bool
     advice: str
+
+    @property
+    def statement(self) -> str:
+        """What is said at the start: the kind of weights, and whether trees pay with them."""
+        pay = (
+            f"trees pay up to {self.most_nodes} nodes" if self.most_nodes > 1 else "trees do not pay, one node is used"
+        )
+        return f"{self.label} weights, LM head and embeddings as they were: {pay}; {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -306,19 +315,18 @@ def rows_are_independent(model: nn.Module) -> bool:
     return bool((alone - beside).abs().max() <= 1e-3 * alone.abs().max())
 
 
-def limit_nodes(asked: int | None, default: int, weights: Judgement | None) -> int:
-    """Nodes of one tree, root included: what was asked for, else the default as far as the weights let it pay.
+def default_nodes(default: int, weights: Judgement | None) -> int:
+    """Nodes of one tree, root included, where nobody asked for a number or measured one: as far as they pay."""
+    return min(default, weights.most_nodes) if weights is not None else default
 
-    Raises ConfigurationError when a tree is asked for that the weights cannot verify.
-    """
-    if weights is not None and asked is not None and asked > 1 and not weights.is_row_independent:
+
+def refuse_nodes(nodes: int, weights: Judgement | None) -> None:
+    """Raise ConfigurationError for a tree that the weights cannot verify without changing the text."""
+    if weights is not None and nodes > 1 and not weights.is_row_independent:
         raise ConfigurationError(
-            f"tree_nodes is {asked}, {weights.label} weights allow 1: {weights.advice}; leave --tree-nodes out, or "
+            f"tree_nodes is {nodes}, {weights.label} weights allow 1: {weights.advice}; leave --tree-nodes out, or "
             "choose another quantisation"
         )
-    if asked is not None:
-        return asked
-    return min(default, weights.most_nodes) if weights is not None else default
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

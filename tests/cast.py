@@ -144,6 +144,7 @@ def make_engine(
         calibration=None,
         tree="dynamic",
         tree_reason="as asked for",
+        adapter=None,
     )
     made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
     drafters = Always(drafter) if drafter is not None else made

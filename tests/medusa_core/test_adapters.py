@@ -11,10 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_core.adapters import find_adapter, merge_adapter
 from medusa_core.backbone import ATTENTION, register_attention
+from medusa_core.checkpoints import save_heads
+from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.engine import Engine
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch
 from medusa_core.loading import load_backbone
 from medusa_core.quantization import judge_model
-from tests.cast import CPU, tiny_model
+from tests.cast import CPU, random_heads, run, tiny_model
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -152,3 +155,24 @@ def test_an_adapter_for_weights_that_are_quantised_already_is_refused(tmp_path: 
         load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 64, "none", tmp_path / "adapter")
     with pytest.raises(ConfigurationError, match=r"cannot be quantised as bnb4; use --quantize int8"):
         load_backbone(str(tmp_path / "base"), CPU, torch.float32, 64, "bnb4", tmp_path / "adapter")
+
+
+def test_with_the_adapter_off_the_text_is_the_bases_own_and_heads_still_propose(tmp_path: Path) -> None:
+    base, heads = tmp_path / "base", tmp_path / "heads"
+    model = tiny_model("llama")
+    model.save_pretrained(base)
+    save_heads(heads, random_heads(model.get_output_embeddings().weight), str(base))
+    save_lora(loaded(base), heads / "adapter", ["q_proj", "v_proj"])
+
+    def answer(**options: Any) -> tuple[Engine, list[int]]:
+        engine = Engine.load(EngineConfig(model=str(base), **options))
+        return engine, run(engine, PROMPT, max_tokens=30, ignore_eos=True)
+
+    (_, alone), (on, adapted) = answer(), answer(heads=str(heads))
+    off, untouched = answer(heads=str(heads), adapter=False)
+
+    assert untouched == alone != adapted
+    assert (off.info.num_heads, off.info.adapter) == (3, None)
+    assert (on.info.num_heads, on.info.adapter) == (3, str(heads / "adapter"))
+    plain = run(on, PROMPT, max_tokens=30, ignore_eos=True, speculation=SpeculationParams(mode="off"))
+    assert adapted == plain

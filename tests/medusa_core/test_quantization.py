@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from medusa_core.config import Quantization, SpeculationParams
+from medusa_core.config import EngineConfig, Quantization, SpeculationParams
 from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError
 from medusa_core.loading import load_backbone
 from medusa_core.quantization import (
     OPTIONS,
     Judgement,
+    default_nodes,
     dense_weight,
     judge,
     judge_model,
-    limit_nodes,
     quantization_arguments,
+    refuse_nodes,
     rows_are_independent,
 )
 from tests.cast import CPU, make_engine, random_heads, run, tiny_model
@@ -105,26 +106,23 @@ def test_every_name_the_operator_may_choose_is_an_option() -> None:
 INDEPENDENT, DEPENDENT = Judgement("int4", 32, True, "small"), Judgement("8-bit", 1, False, "outliers")
 
 
-@pytest.mark.parametrize(
-    ("asked", "weights", "expected"),
-    [
-        (None, None, 48),
-        (100, None, 100),
-        (None, INDEPENDENT, 32),
-        (64, INDEPENDENT, 64),
-        (None, DEPENDENT, 1),
-        (1, DEPENDENT, 1),
-    ],
-)
-def test_the_default_tree_shrinks_to_what_pays_and_what_is_asked_for_stands(
-    asked: int | None, weights: Judgement | None, expected: int
-) -> None:
-    assert limit_nodes(asked, 48, weights) == expected
+@pytest.mark.parametrize(("weights", "expected"), [(None, 48), (INDEPENDENT, 32), (DEPENDENT, 1)])
+def test_the_default_tree_shrinks_to_what_pays(weights: Judgement | None, expected: int) -> None:
+    assert default_nodes(48, weights) == expected
+    assert default_nodes(1, weights) == 1
 
 
 def test_a_tree_that_the_weights_cannot_verify_is_refused() -> None:
+    refuse_nodes(1, DEPENDENT)
+    refuse_nodes(64, INDEPENDENT)
+    refuse_nodes(64, None)
     with pytest.raises(ConfigurationError, match=r"tree_nodes is 8, 8-bit weights allow 1: outliers; leave --tree"):
-        limit_nodes(8, 48, DEPENDENT)
+        refuse_nodes(8, DEPENDENT)
+
+
+def test_the_start_says_whether_trees_pay() -> None:
+    assert "trees pay up to 32 nodes; small" in INDEPENDENT.statement
+    assert "trees do not pay, one node is used; outliers" in DEPENDENT.statement
 
 
 @pytest.mark.parametrize(
@@ -237,3 +235,14 @@ def test_an_lm_head_in_a_form_that_cannot_be_read_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="LM head of this checkpoint is quantised"):
         dense_weight(packed)
+
+
+def test_an_engine_with_quantised_weights_keeps_to_what_they_let_pay(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+
+    engine = Engine.load(EngineConfig(model=str(tmp_path), quantize="int8"))
+
+    assert engine.info.place.quantization == "torchao Int8WeightOnly"
+    assert engine.info.tree_nodes == 8
+    assert len(run(engine, PROMPT, max_tokens=8, ignore_eos=True)) == 8
