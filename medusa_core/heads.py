@@ -88,6 +88,11 @@ class DraftHeads(nn.Module):
         config = HeadsConfig(num_heads, num_layers, hidden_size, vocab_size, shared_lm_head, lm_head_rank)
         return cls(config, rows, token_ids)
 
+    @property
+    def has_base(self) -> bool:
+        """Whether there is an LM head to draft with: heads that share the base's may have been made without it."""
+        return self.lm_head is not None or bool(self._borrowed)
+
     def as_tokens(self, rows: Tensor) -> Tensor:
         """The tokens behind rows [...] int64 of the LM heads, [...] int64."""
         return self.token_ids[rows] if self.token_ids is not None else rows

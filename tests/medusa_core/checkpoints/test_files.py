@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medusa_core.checkpoints.files import cached_snapshot, open_file, open_folder, read_json
+from medusa_core.checkpoints.layouts import head_keys
+from medusa_core.errors import CheckpointError
+from tests.medusa_core.checkpoints.public import base_tensors, layout_c, state_dict, write_sharded
+
+
+def test_of_a_checkpoint_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    write_sharded(tmp_path, [{"a": torch.ones(2)}, {"b": torch.zeros(3)}], "safetensors")
+    stored = open_file(tmp_path / "model.safetensors.index.json")
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+
+    assert set(stored.files) == {"a", "b"}
+    assert stored.read(["a"])["a"].tolist() == [1.0, 1.0]
+
+
+def test_an_index_that_lies_about_a_shard_is_named(tmp_path: Path) -> None:
+    write_sharded(tmp_path, [{"a": torch.ones(2)}], "bin")
+    torch.save({"c": torch.ones(1)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+
+    with pytest.raises(CheckpointError, match="the index says that 'a' is in"):
+        open_file(tmp_path / "pytorch_model.bin.index.json").read(["a"])
+
+
+def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match="no 'weight_map'"):
+        open_folder(tmp_path, head_keys)
+
+
+def test_a_file_named_after_heads_goes_before_a_full_models(tmp_path: Path) -> None:
+    layout_c(tmp_path)
+    save_file(state_dict(2), tmp_path / "medusa_lm_head.safetensors")
+
+    found = open_folder(tmp_path, head_keys)
+
+    assert found is not None and found.path.name == "medusa_lm_head.safetensors"
+    assert found.folder == tmp_path
+
+
+def test_what_torch_wrote_long_ago_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(
+        {**base_tensors(), "medusa_head.0.0.linear.weight": torch.ones(2, 2)},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+
+    found = open_folder(tmp_path, head_keys)
+
+    assert found is not None
+    assert found.read(["medusa_head.0.0.linear.weight"])["medusa_head.0.0.linear.weight"].shape == (2, 2)
+
+
+def test_a_pickle_of_something_else_than_tensors_by_name_is_refused(tmp_path: Path) -> None:
+    torch.save([torch.ones(1)], tmp_path / "heads.pt")
+
+    with pytest.raises(CheckpointError, match="not a state dict"):
+        open_file(tmp_path / "heads.pt")
+
+
+def test_json_that_is_none_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+
+    with pytest.raises(CheckpointError, match=r"config\.json' cannot be read"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="holds no JSON object"):
+        read_json(tmp_path / "list.json")
+    assert read_json(tmp_path / "nowhere.json") == {}
+
+
+def test_what_was_never_fetched_is_not_in_the_cache() -> None:
+    assert cached_snapshot("nobody/has-this") is None
+    assert cached_snapshot("/no/hub/id/at/all") is None
