@@ -1,0 +1,1 @@
+"""What speculation is worth and whether it changes anything, measured through the engine on real prompts."""
