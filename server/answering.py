@@ -97,9 +97,12 @@ class AnswerShape(Protocol):
 def fingerprint(info: WorkerInfo) -> str:
     """What an answer to one seed depends on beside the request and the machine: the same string, the same answer.
 
-    Heads and tree are not part of it: under the exact rule they change no token.
+    Heads and tree are not part of it: under the exact rule they change no token. An adapter that was merged into the
+    base is, and how the base's weights are quantised.
     """
-    parts = info.model, info.dtype, info.device.partition(":")[0], metadata.version("medusa-server")
+    device, version = info.device.partition(":")[0], metadata.version("medusa-server")
+    adapter = info.adapter if info.adapter is not None else ""
+    parts = info.model, info.dtype, device, version, info.quantization, adapter
     return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
 
 

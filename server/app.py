@@ -128,6 +128,9 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         tree_nodes=settings.tree_nodes,
         tree=settings.tree,
         num_threads=settings.threads,
+        quantize=settings.quantize,
+        adapter=settings.adapter,
+        log_level=settings.log_level,
     )
     return WorkerClient(load, settings.queue_size, metrics, factory)
 

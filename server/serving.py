@@ -55,6 +55,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     name = settings.served_name
     if info.num_heads > 0:
         heads = f"{info.num_heads} draft heads" + (f" from {info.heads}" if info.heads is not None else "")
+        heads += ", their adapter merged into the model" if info.adapter is not None else ""
     else:
         heads = "none found: only forms and predictions are drafted; `medusa train` makes some"
     question = "What does textwrap.dedent do?" if settings.model == "demo" else "Hello!"
@@ -71,7 +72,8 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     rows = {
         "URL": f"{url}/v1",
         "Model": name if name == info.model else f"{name} ({info.model})",
-        "Device": f"{info.device}, {info.dtype}",
+        "Device": f"{info.device}, {info.dtype}"
+        + (f", {info.quantization} weights" if info.quantization != "none" else ""),
         "Heads": heads,
         "Tree": f"{info.tree_nodes} nodes, {info.tree}: {info.tree_reason}",
         "Context": f"{info.max_context} tokens"

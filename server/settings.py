@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from medusa_core.config import Quantization
 from medusa_core.errors import ConfigurationError
 
 __all__ = ["ENV_PREFIX", "Settings", "load_settings"]
@@ -96,7 +97,10 @@ class Settings(BaseSettings):
     tree: Literal["dynamic", "static"] = Field(
         "dynamic", description="each step's best nodes, or the one shape that is best on average"
     )
-    quantize: str = Field("none", description="weight quantisation; only none so far")
+    quantize: Quantization = Field(
+        "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
+    )
+    adapter: bool = Field(True, description="merge the adapter that stands beside the heads, if one does")
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
@@ -182,8 +186,6 @@ def load_settings(chosen: Mapping[str, Any], environ: Mapping[str, str] | None =
         # malformed YAML or TOML, or a file that is no mapping
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"the configuration file cannot be read: {reason}") from error
-    if settings.quantize != "none":
-        raise ConfigurationError(f"--quantize {settings.quantize} is not built yet; only none can be chosen")
     if settings.chat_template is not None and not settings.chat_template.is_file():
         raise ConfigurationError(f"the chat template {str(settings.chat_template)!r} does not exist")
     return settings

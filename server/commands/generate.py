@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from medusa_core.config import Quantization
 from medusa_core.errors import ConfigurationError
 from server.commands.shared import given, one_line_errors
 
@@ -20,6 +21,8 @@ def generate(
     heads: Annotated[str | None, typer.Option(help="id, folder or file of the draft heads")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    quantize: Annotated[Quantization, typer.Option(help="hold the base's weights in few bits")] = "none",
+    adapter: Annotated[bool, typer.Option(help="merge the adapter that stands beside the heads, if one does")] = True,
     max_context: Annotated[int | None, typer.Option(min=1, help="tokens of prompt and answer together")] = None,
     tree_nodes: Annotated[int | None, typer.Option(min=1, help="nodes of one verified tree")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
@@ -51,6 +54,8 @@ def generate(
             heads=heads,
             device=device,
             dtype=dtype,
+            quantize=quantize,
+            adapter=adapter,
             max_context=max_context,
             tree_nodes=tree_nodes,
             num_threads=threads,

@@ -11,16 +11,19 @@ from server.settings import ENV_PREFIX, Settings, load_settings
 __all__ = ["serve"]
 
 Text = str | None
+# What stands for an option's value in the help; a flag takes none.
+METAVARS: dict[Any, str | None] = {int: "<int>", int | None: "<int>", bool: None}
 
 
 def _setting(name: str) -> Any:
     """The command line option of a setting, described where the setting is."""
     field = Settings.model_fields[name]
     default = "" if field.default in (None, ()) else f"default {field.default}; "
+    option = name.replace("_", "-")
     return typer.Option(
-        f"--{name.replace('_', '-')}",
+        f"--{option}/--no-{option}" if field.annotation is bool else f"--{option}",
         help=f"{field.description} ({default}{ENV_PREFIX}{name.upper()})",
-        metavar="<int>" if field.annotation in (int, int | None) else "<text>",
+        metavar=METAVARS.get(field.annotation, "<text>"),
         show_default=False,
     )
 
@@ -40,6 +43,7 @@ def serve(
     tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
     tree: Annotated[Text, _setting("tree")] = None,
     quantize: Annotated[Text, _setting("quantize")] = None,
+    adapter: Annotated[bool | None, _setting("adapter")] = None,
     threads: Annotated[Text, _setting("threads")] = None,
     chat_template: Annotated[Text, _setting("chat_template")] = None,
     max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,

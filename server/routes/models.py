@@ -21,6 +21,8 @@ def models_router(answering: Answering) -> APIRouter:
             "created": answering.created,
             "owned_by": "medusa",
             "max_model_len": info.max_context if info is not None else None,
+            "quantization": info.quantization if info is not None else None,
+            "adapter": info.adapter is not None if info is not None else None,
         }
 
     @router.get("/v1/models", responses=error_responses())

@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from medusa_core.config import Quantization
+
 __all__ = [
     "Cancel",
     "Done",
@@ -83,6 +85,9 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     tree_nodes: int | None
     tree: Literal["dynamic", "static"]
     num_threads: int | None
+    quantize: Quantization
+    adapter: bool
+    log_level: str
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -134,6 +139,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     default_sampling: dict[str, float | int]
     tree: str
     tree_reason: str
+    quantization: str
+    adapter: str | None
 
 
 class RemoteError(msgspec.Struct, frozen=True):

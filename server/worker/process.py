@@ -77,6 +77,8 @@ class _CoreEngine:
             tree_nodes=load.tree_nodes,
             tree=load.tree,
             num_threads=load.num_threads,
+            quantize=load.quantize,
+            adapter=load.adapter,
         )
         self._engine = Engine.load(config, progress)
         info = self._engine.info
@@ -95,6 +97,8 @@ class _CoreEngine:
             default_sampling=dict(info.default_sampling),
             tree=info.tree,
             tree_reason=info.tree_reason,
+            quantization=info.place.quantization,
+            adapter=info.adapter,
         )
 
     def device_memory(self) -> dict[str, int]:
@@ -164,6 +168,13 @@ def load_engine(load: Load, progress: Callable[[str, float], None]) -> WorkerEng
     return _CoreEngine(load, progress)
 
 
+def _log_to_stderr(level: str) -> None:
+    """Log as the server does, beside it; of what libraries say only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("medusa", "medusa_core"):
+        logging.getLogger(name).setLevel(level.upper())
+
+
 def _factory(path: str) -> EngineFactory:
     """The function that `package.module:name` stands for."""
     module, _, name = path.partition(":")
@@ -226,6 +237,7 @@ class _Worker:
         load = decode_to_worker(self._connection.recv_bytes())
         if not isinstance(load, Load):
             raise AssertionError("the first message to a worker is Load")
+        _log_to_stderr(load.log_level)
         try:
             engine = _factory(factory)(load, lambda stage, share: self.send(Progress(stage, share)))
         except (EOFError, BrokenPipeError):

@@ -42,6 +42,8 @@ class FakeEngine:
             default_sampling={"temperature": 0.0},
             tree=load.tree,
             tree_reason="as asked for",
+            quantization=load.quantize,
+            adapter=None,
         )
         self._last: list[int] = []
         self._salt: str | None = None

@@ -9,7 +9,9 @@ from server.token_scores import ScoredToken
 from server.worker.messages import FinishReason, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
 from tests.tiny_tokenizers import save_byte_level
 
-INFO = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {}, "dynamic", "as asked for")
+INFO = WorkerInfo(
+    "demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {}, "dynamic", "as asked for", "none", None
+)
 PROMPT = PromptStats(5, 2, 0.1, None)
 # in the tiny tokenizer "!" is 2, '"' is 3, "#" is 4 and so on
 

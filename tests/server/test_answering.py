@@ -22,10 +22,11 @@ from tests.tiny_tokenizers import save_byte_level
 
 def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:
     same = msgspec.structs.replace(INFO, heads="others", tree_nodes=64, max_context=50)
-    others = [msgspec.structs.replace(INFO, **{field: "x"}) for field in ("model", "dtype", "device")]
+    fields = ("model", "dtype", "device", "quantization", "adapter")
+    others = [msgspec.structs.replace(INFO, **{field: "x"}) for field in fields]
 
     assert fingerprint(same) == fingerprint(INFO)
-    assert len({fingerprint(info) for info in (INFO, *others)}) == 4
+    assert len({fingerprint(info) for info in (INFO, *others)}) == 6
 
 
 def test_work_ends_when_the_client_leaves() -> None:
@@ -68,7 +69,7 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
 
 
 def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
-    load = Load("m", None, "cpu", "float32", None, None, "dynamic", None)
+    load = Load("m", None, "cpu", "float32", None, None, "dynamic", None, "none", True, "info")
     worker = WorkerClient(load, queue_size, metrics)
     worker.info, worker.state = INFO, WorkerState("ready", "", 1.0)
     return Answering(worker, codec, Grammars(codec), metrics, "m", 0, timeout_s=0.2)

@@ -65,7 +65,9 @@ def test_zero_is_a_value_and_not_absence() -> None:
 
 
 def test_a_model_without_opinions_samples_plainly() -> None:
-    plain = WorkerInfo("demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {}, "dynamic", "as asked for")
+    plain = WorkerInfo(
+        "demo", "cpu", "float32", 100, 300, [1], 4, None, 8, 8, 0.005, {}, "dynamic", "as asked for", "none", None
+    )
     sampling = to_generate(body(), [2], 5, plain, None, False, None, []).sampling
 
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, None, 0.0)

@@ -4,7 +4,9 @@ from server.metrics import Metrics
 from server.worker.messages import PromptStats, StepStats, WorkerInfo
 from tests.server.running import MODEL, Running
 
-INFO = WorkerInfo("demo", "cpu", "float32", 300, 4096, [1], 4, None, 8, 3, 0.005, {}, "dynamic", "as asked for")
+INFO = WorkerInfo(
+    "demo", "cpu", "float32", 300, 4096, [1], 4, None, 8, 3, 0.005, {}, "dynamic", "as asked for", "none", None
+)
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:

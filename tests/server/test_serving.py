@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import msgspec
 import pytest
 
 from medusa_core.errors import ConfigurationError
@@ -22,7 +23,22 @@ from tests.tiny_tokenizers import save_byte_level
 
 ROOT = Path(__file__).parents[2]
 INFO = WorkerInfo(
-    "demo", "cpu", "float32", 1024, 4096, [1], 4, "heads-folder", 8, 8, 0.005, {}, "dynamic", "as asked for"
+    "demo",
+    "cpu",
+    "float32",
+    1024,
+    4096,
+    [1],
+    4,
+    "heads-folder",
+    8,
+    8,
+    0.005,
+    {},
+    "dynamic",
+    "as asked for",
+    "none",
+    None,
 )
 
 
@@ -74,7 +90,7 @@ def test_the_banner_holds_a_line_that_can_be_pasted(tmp_path: Path) -> None:
 def test_the_banner_tells_what_is_missing() -> None:
     settings = Settings(model="demo", host="0.0.0.0", api_key="sesame")
     without = WorkerInfo(
-        "demo", "cuda", "bfloat16", 1024, 4096, [1], 0, None, 1, 8, 0.005, {}, "dynamic", "as asked for"
+        "demo", "cuda", "bfloat16", 1024, 4096, [1], 0, None, 1, 8, 0.005, {}, "dynamic", "as asked for", "none", None
     )
     shown = banner(settings, without, 8000, has_chat_template=False)
 
@@ -88,6 +104,15 @@ def test_the_banner_tells_what_is_missing() -> None:
     assert '"Authorization: Bearer ${MEDUSA_API_KEY%%,*}"' in several
     assert "API key  none needed" in banner(Settings(model="demo"), INFO, 8000, has_chat_template=True)
     assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
+
+
+def test_the_banner_tells_what_was_done_to_the_weights() -> None:
+    changed = msgspec.structs.replace(INFO, quantization="torchao Int8WeightOnly", adapter="heads-folder/adapter")
+    shown = banner(Settings(model="demo"), changed, 8000, has_chat_template=True)
+
+    assert "Device   cpu, float32, torchao Int8WeightOnly weights" in shown
+    assert "heads-folder, their adapter merged into the model" in shown
+    assert "weights" not in banner(Settings(model="demo"), INFO, 8000, has_chat_template=True)
 
 
 def test_the_servers_process_never_loads_torch(tmp_path: Path) -> None:

@@ -17,4 +17,6 @@ INFO = WorkerInfo(
     {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1},
     "dynamic",
     "as asked for",
+    "none",
+    None,
 )

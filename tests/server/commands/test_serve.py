@@ -41,7 +41,7 @@ def test_a_wrong_model_path_is_one_clear_line() -> None:
     ("words", "variables", "named"),
     [
         (["--port", "99999"], {}, "--port"),
-        (["--quantize", "int8"], {}, "--quantize int8"),
+        (["--quantize", "int3"], {}, "--quantize"),
         ([], {"MEDUSA_PROT": "1"}, "did you mean MEDUSA_PORT"),
     ],
 )

@@ -10,7 +10,7 @@ def test_the_served_model_is_listed_with_its_context(client: OpenAI) -> None:
     (model,) = client.models.list().data
 
     assert (model.id, model.object, model.owned_by) == (MODEL, "model", "medusa")
-    assert model.model_extra == {"max_model_len": 400}
+    assert model.model_extra == {"max_model_len": 400, "quantization": "none", "adapter": False}
     assert client.models.retrieve(MODEL) == model
 
 

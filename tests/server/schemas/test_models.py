@@ -6,4 +6,5 @@ from server.schemas.models import ModelList
 def test_a_list_of_models_has_openais_fields() -> None:
     schema = TypeAdapter(ModelList).json_schema()
 
-    assert set(schema["$defs"]["Model"]["required"]) == {"id", "object", "created", "owned_by", "max_model_len"}
+    openai, ours = {"id", "object", "created", "owned_by"}, {"max_model_len", "quantization", "adapter"}
+    assert set(schema["$defs"]["Model"]["required"]) == openai | ours

@@ -39,7 +39,13 @@ GENERATE = Generate(
 
 
 @pytest.mark.parametrize(
-    "message", [Load("demo", None, "cpu", "auto", None, None, "dynamic", None), GENERATE, Cancel(2**40), Shutdown()]
+    "message",
+    [
+        Load("demo", None, "cpu", "auto", None, None, "dynamic", None, "none", True, "info"),
+        GENERATE,
+        Cancel(2**40),
+        Shutdown(),
+    ],
 )
 def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate | Cancel | Shutdown) -> None:
     assert decode_to_worker(encode(message)) == message

@@ -62,7 +62,7 @@ def worker() -> Iterator[Worker]:
 
 
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
-    connection.send_bytes(encode(Load("tiny", heads, "cpu", "auto", None, None, "dynamic", None)))
+    connection.send_bytes(encode(Load("tiny", heads, "cpu", "auto", None, None, "dynamic", None, "none", True, "info")))
     return until_the_end(connection)[-1]
 
 
