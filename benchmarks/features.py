@@ -12,15 +12,17 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from decode import HELD_OUT, machine, quantiles, read_prompts
 
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
 from medusa_core.engine import Engine
+from medusa_core.evaluation.machine import machine
+from medusa_core.evaluation.prompts import default_prompts, of_each_kind, read_prompts
+from medusa_core.evaluation.spread import spread
 from medusa_core.generation import GenerationRequest
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
@@ -90,7 +92,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
+    parser.add_argument("--prompts", type=Path, default=default_prompts("demo", "--prompts"))
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--timed", type=int, default=8, help="prompts of each kind")
@@ -100,12 +102,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     engine = Engine.load(EngineConfig(options.model, tree_nodes=options.nodes, num_threads=1, device="cpu"))
-    prompts = read_prompts(options.prompts, TextCodec.load(options.model))
-    kinds = {kind: [prompt for of, prompt in prompts if of == kind] for kind in dict(prompts)}
+    prompts = of_each_kind(read_prompts(options.prompts, TextCodec.load(options.model)), options.timed)
     requests = [
-        GenerationRequest(tuple(prompt), SamplingParams(temperature=0.0), max_tokens=options.max_tokens)
-        for found in kinds.values()
-        for prompt in found[: options.timed]
+        GenerationRequest(prompt.tokens, SamplingParams(temperature=0.0), max_tokens=options.max_tokens)
+        for prompt in prompts
     ]
     off = SpeculationParams(mode="off")
     answers = {request.prompt: answer(engine, request, Record()) for request in requests}
@@ -125,7 +125,7 @@ def main() -> None:
     plain_base = statistics.median(plain["nothing"].step_seconds)
     rows = []
     for name, record in trees.items():
-        milliseconds = quantiles([1e3 * seconds for seconds in record.step_seconds])
+        milliseconds = asdict(spread(1e3 * seconds for seconds in record.step_seconds))
         rows.append(
             {
                 "feature": name,

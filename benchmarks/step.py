@@ -73,7 +73,7 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure()))
         return
-    from decode import machine  # of this checkout, which the other one's packages may not fit
+    from medusa_core.evaluation.machine import machine  # here: a measured checkout may be older than it
 
     checkouts = {"before": options.against.resolve(), "after": HERE.resolve()}
     rounds = [{name: measured_in(checkout) for name, checkout in checkouts.items()} for _ in range(options.rounds)]

@@ -86,7 +86,7 @@ class PeerResult:
     tokens_per_step_by_kind: the same for conversations and for texts.
     acceptance_length:       accepted draft tokens of one step, bonus not included.
     accepted_by_source:      accepted draft tokens by who drafted them.
-    step_ms:                 of one whole step; None, like all about steps, for a peer that does not tell.
+    step_ms:                 median of one whole step; None, like all about steps, for a peer that does not tell.
     overhead:                median step by the median plain step.
     over_plain:              speed by our own plain decoding's; over_generate: by transformers'.
     identity:                tokens per step by overhead, by the speed-up: 1 where all that costs time was measured.
@@ -101,7 +101,8 @@ class PeerResult:
     tokens_per_step_by_kind: Mapping[str, float]
     acceptance_length: float | None
     accepted_by_source: Mapping[str, int]
-    step_ms: Spread | None
+    step_ms: float | None
+    step_ms_spread: Spread | None
     overhead: float | None
     over_plain: float | None
     over_generate: float | None
@@ -267,7 +268,10 @@ def _result(
         tokens_per_step_by_kind={kind: tokens for kind, tokens in kinds.items() if tokens is not None},
         acceptance_length=accepted.total() / steps if steps > 0 else None,
         accepted_by_source=dict(accepted),
-        step_ms=spread(1e3 * taken for answer in timed for taken in answer.step_seconds) if step is not None else None,
+        step_ms=1e3 * step if step is not None else None,
+        step_ms_spread=spread(1e3 * taken for answer in timed for taken in answer.step_seconds)
+        if step is not None
+        else None,
         overhead=overhead,
         over_plain=over_plain,
         over_generate=over_generate,
@@ -287,7 +291,7 @@ def write_bench(report: BenchReport, out: Path) -> None:
         raise CheckpointError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
     points = {
         kind: [
-            BenchPoint(result.nodes, result.tokens_per_step, result.over_plain, result.step_ms.median)
+            BenchPoint(result.nodes, result.tokens_per_step, result.over_plain, result.step_ms)
             for result in report.peers
             if result.kind in ("plain", kind)
             and result.nodes is not None
