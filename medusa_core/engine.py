@@ -99,6 +99,8 @@ class Engine:
         backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
         weights = judge_model(backbone.model)
         progress("loading the heads", 0.8)
+        # what the repository of a hub id holds is known once the model was fetched
+        source = source if source is not None else find_heads(location)
         heads = load_heads(source, backbone.lm_head) if source is not None else None
         if heads is not None:
             heads.choose_lm_head_kernel()

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -20,7 +19,7 @@ from server.cli import create_cli
 from server.worker.client import ENGINE_FACTORY
 from tests.cast import random_heads
 from tests.server.running import MODEL, Running, running
-from tests.tiny_tokenizers import save_byte_level, save_sentencepiece
+from tests.tiny_tokenizers import save_byte_level
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "medusa_core" / "demo" / "checkpoint"
@@ -235,27 +234,3 @@ def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
     assert whole.model_extra is not None
     assert whole.model_extra["speculation"]["tokens_per_step"] > 1.5
-
-
-def test_a_vicuna_shaped_checkpoint_answers_a_chat(tmp_path: Path) -> None:
-    """Only tokenizer.model, .bin weights, no chat template; heads as .pt whose config claims another number."""
-    folder, heads = save_sentencepiece(tmp_path / "vicuna-7b-v1.5"), tmp_path / "heads"
-    model = tiny_llama(TextCodec.load(str(folder)).vocab_size, eos=2)
-    (folder / "config.json").write_text(json.dumps(model.config.to_diff_dict() | {"model_type": "llama"}))
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    save_heads(heads, random_heads(model.lm_head.weight, 5, shared=False), "lmsys/vicuna-7b-v1.5")
-    torch.save(load_file(heads / "medusa_lm_head.safetensors"), heads / "medusa_lm_head.pt")
-    (heads / "medusa_lm_head.safetensors").unlink()
-    (heads / "config.json").write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1}))
-
-    with running(folder, ENGINE_FACTORY, heads=str(heads), tree_nodes=8, threads=1) as server:
-        assert server.worker.state.phase == "ready", server.worker.state.detail
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
-        answers = [
-            server.post("/v1/chat/completions", {**body, "temperature": 0, "speculation": {"mode": mode}}).json()
-            for mode in ("tree", "off")
-        ]
-
-    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
-    assert texts[0] == texts[1] != ""
-    assert server.worker.info is not None and server.worker.info.num_heads == 5
