@@ -126,7 +126,7 @@ def uniform_tail(hashed: Tensor) -> Tensor:
 def gumbel_noise(key: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Standard Gumbel noise for every token at the given absolute positions; always finite.
 
-    key:       [] int64, see noise_key.
+    key:       [] int64, see noise_key; or [R], one of its own for each row.
     positions: [R] int64.
 
     Returns [R, V] float32, in about [-2.9, 22.9].

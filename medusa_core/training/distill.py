@@ -2,180 +2,270 @@
 
 Every prompt of the input gets one line of the output, in batches of similar length. The output names the prompt's line
 in `source`, which is what makes a killed run resumable: whole lines count, a torn last line is cut off and redone.
+What an answer says depends on the seed, the prompt's line and the turn, never on the batch, so a run that was killed
+ends with the answers of one that was not.
 """
 
-import json
-import os
+import hashlib
+import logging
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
+from medusa_core.checkpoints import find_heads
+from medusa_core.config import EngineConfig, model_location
+from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError
-from medusa_core.loading import choose_device
+from medusa_core.loading import choose_device, default_context, read_config
+from medusa_core.sampling import SamplingParams
+from medusa_core.training.answer_file import AnswerFile
 from medusa_core.training.base import FrozenBase
-from medusa_core.training.encoding import template_ids
-from medusa_core.training.progress import progress_bar
+from medusa_core.training.batch_writer import BatchWriter
+from medusa_core.training.encoding import Encoder, template_ids
+from medusa_core.training.engine_writer import EngineWriter
+from medusa_core.training.progress import Progress, progress_bar
 from medusa_core.training.records import Record, read_records
+from medusa_core.training.replay import Replay, Turns, digest
+from medusa_core.training.tokenizer import load_data_tokenizer
+from medusa_core.training.writer import Question, Writer, choose_writer
 
-__all__ = ["DistillPlan", "distill"]
+__all__ = ["DistillPlan", "Distilled", "distill"]
+
+_log = logging.getLogger(__name__)
+
+# Prompts are sorted by length within windows of so many batches: little padding, and a file of any size.
+WINDOW_BATCHES = 64
 
 
 @dataclass(frozen=True)
 class DistillPlan:
     """How the answers are made.
 
-    max_tokens:  longest answer; one that reaches it is marked `"finish_reason": "length"`.
+    max_tokens:  longest answer; a conversation ends with one that reaches it, marked `"finish_reason": "length"`.
     temperature: 0 is greedy.
-    batch_size:  prompts answered at once.
+    top_p:       sample from the likeliest tokens that hold this much probability; 1 is off.
+    turns:       `all` answers every turn of the user anew, `last` the last one only, behind the answers in the file.
+    batch_size:  prompts answered at once; changes no answer.
     """
 
     max_tokens: int = 512
     temperature: float = 0.0
+    top_p: float = 1.0
+    turns: Turns = "all"
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.turns not in ("all", "last"):
+            raise ConfigurationError(f"turns is {self.turns!r}, it must be all or last")
+
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A record up to where the model speaks, as token ids."""
+class Distilled:
+    """What a run left behind.
 
-    record: Record
-    tokens: tuple[int, ...]
-
-
-def distill(model: str, prompts: Path, out: Path, plan: DistillPlan, device: str) -> int:
-    """Answer every prompt of a JSON-lines file and append the answers to `out`; returns how many are there now.
-
-    A conversation is answered after its last turn that is not the assistant's; a text is continued.
+    answers:   lines of the output.
+    written:   how many of them this run added.
+    skipped:   prompts that leave no room for an answer in the context, which have no line.
+    shortened: conversations of this run that end before a turn that did not fit.
+    writer:    who wrote them; None when nothing was left to write.
     """
-    base = FrozenBase.load(model, choose_device(device))
-    wanted = [_prompt(record, base) for record in read_records(prompts)]
-    done = _sources_already_answered(out)
-    missing = sorted((p for p in wanted if p.record.line not in done), key=lambda p: (len(p.tokens), p.record.line))
-    limit = int(getattr(base.model.config, "max_position_embeddings", 2**31))
-    with progress_bar("distilling", len(wanted), len(wanted) - len(missing), "answer") as bar, out.open("ab") as file:
-        for start in range(0, len(missing), plan.batch_size):
-            batch = missing[start : start + plan.batch_size]
-            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in _answers(base, batch, plan, limit)]
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(batch))
-    return len(wanted)
+
+    answers: int
+    written: int
+    skipped: int
+    shortened: int
+    writer: str | None
 
 
-def _prompt(record: Record, base: FrozenBase) -> _Prompt:
-    if record.text is not None:
-        return _Prompt(record, tuple(base.tokenizer(record.text, verbose=False)["input_ids"]))
-    messages = [{"role": message.role, "content": message.content} for message in record.messages]
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    if not messages:
-        raise ConfigurationError(f"line {record.line}: there is nothing to answer, only the assistant speaks")
-    if base.tokenizer.chat_template is None:
-        raise ConfigurationError(f"line {record.line}: the model has no chat template, so only 'text' can be continued")
-    return _Prompt(record, tuple(template_ids(base.tokenizer, messages, add_generation_prompt=True)))
+def distill(
+    model: str,
+    prompts: Path,
+    out: Path,
+    plan: DistillPlan,
+    device: str,
+    heads: str | None = None,
+    chat_template: Path | None = None,
+) -> Distilled:
+    """Answer every prompt of a JSON-lines file and append the answers to `out`, going on where an earlier run ended.
+
+    heads:         draft heads to write faster with; None takes those in the checkpoint. They change no answer.
+    chat_template: a file that goes before the model's own template.
+
+    Raises ConfigurationError for a prompt that cannot be used, and for an `out` that belongs to another plan.
+    """
+    run = _Run(model, plan, device, heads, chat_template)
+    with AnswerFile.open(out, run.header()) as answers:
+        total = run.survey(prompts, answers.answered)
+        return run.answer(prompts, answers, total)
 
 
-def _sources_already_answered(out: Path) -> set[int]:
-    """Lines of the prompt file that `out` answers; cuts a torn last line off."""
-    if not out.exists():
-        return set()
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(out, len(whole))
-    found: set[int] = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            found.add(int(json.loads(line)["source"]))
-        except (ValueError, KeyError, TypeError) as error:
+class _Run:
+    """One call of distill; counts what happens to the prompts."""
+
+    def __init__(
+        self, model: str, plan: DistillPlan, device: str, heads: str | None, chat_template: Path | None
+    ) -> None:
+        location = model_location(model)
+        found = find_heads(location)
+        self.model, self.plan, self.device = model, plan, choose_device(device)
+        self.heads = heads if heads is not None or found is None else str(found)
+        self.tokenizer = load_data_tokenizer(model, chat_template)
+        self.context = default_context(read_config(location).get_text_config())
+        self.written = self.skipped = self.shortened = 0
+
+    def header(self) -> dict[str, Any]:
+        """What the answers depend on."""
+        written = self.tokenizer.chat_template
+        template = None if written is None else hashlib.sha256(str(written).encode()).hexdigest()[:16]
+        plan = asdict(self.plan)
+        del plan["batch_size"]
+        return {"model": self.model, "chat_template": template, **plan}
+
+    def survey(self, prompts: Path, answered: dict[int, str]) -> int:
+        """Read all prompts once and count them, so that what is wrong with the last is said before the first answer."""
+        unseen, encoder = dict(answered), Encoder(self.tokenizer)
+        total = 0
+        for record in read_records(prompts):
+            total += 1
+            known = unseen.pop(record.line, None)
+            if known is not None and known != digest(record):
+                raise ConfigurationError(
+                    f"{prompts}, line {record.line} is not what was answered; only add lines, or name another output"
+                )
+            if known is None:
+                with _named(prompts, record):
+                    replay = Replay(record, self.plan.turns)
+                    if record.text is None:
+                        encoder.render(replay.messages, add_generation_prompt=True, tools=record.tools)
+        if unseen:
             raise ConfigurationError(
-                f"{out}, line {number}: not written by distill ({error!r}); name another output file"
-            ) from error
-    return found
+                f"{prompts} has {total} prompts, line {max(unseen)} is answered too; only add lines, or name another "
+                "output"
+            )
+        return total
+
+    def answer(self, prompts: Path, answers: AnswerFile, total: int) -> Distilled:
+        """Answer what has no answer yet."""
+        done, writer = len(answers.answered), None
+        missing = (record for record in read_records(prompts) if record.line not in answers.answered)
+        window, size = WINDOW_BATCHES * self.plan.batch_size, self.plan.batch_size
+        with progress_bar("distilling", total, done, "answer") as bar:
+            meter = _Meter(bar)
+            while records := list(islice(missing, window)):
+                replays = [Replay(record, self.plan.turns) for record in records]
+                asked = [(replay, self._ask(replay, prompts)) for replay in replays]
+                fitting = [(replay, ids) for replay, ids in asked if len(ids) < self.context]
+                self.skipped += len(asked) - len(fitting)
+                bar.update(len(asked) - len(fitting))
+                fitting.sort(key=lambda pair: (len(pair[1]), pair[0].record.line))
+                for start in range(0, len(fitting), size):
+                    batch = fitting[start : start + size]
+                    if writer is None:
+                        first = [self._question(replay, ids) for replay, ids in batch]
+                        writer = self._open(first, (total - done) // size)
+                    answers.append(self._lines(writer, batch, meter, prompts))
+                    self.written += len(batch)
+                    bar.update(len(batch))
+        name = writer.name if writer is not None else None
+        return Distilled(done + self.written, self.written, self.skipped, self.shortened, name)
+
+    def _ask(self, replay: Replay, prompts: Path) -> list[int]:
+        """The prompt of a replay's next answer, as token ids."""
+        record = replay.record
+        if record.text is not None:
+            ids: list[int] = self.tokenizer(record.text, verbose=False)["input_ids"]
+            return ids
+        with _named(prompts, record):
+            return template_ids(self.tokenizer, replay.messages, add_generation_prompt=True, tools=record.tools)
+
+    def _question(self, replay: Replay, ids: Sequence[int]) -> Question:
+        place = f"{self.plan.seed}:{replay.record.line}:{replay.turn}"
+        seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big")
+        return Question(tuple(ids), min(self.plan.max_tokens, self.context - len(ids)), seed)
+
+    def _lines(
+        self, writer: Writer, batch: Sequence[tuple[Replay, list[int]]], meter: "_Meter", prompts: Path
+    ) -> Iterator[dict[str, Any]]:
+        """Answer a batch turn by turn; conversations leave it as they end."""
+        pending = list(batch)
+        while pending:
+            written = writer.write([self._question(replay, ids) for replay, ids in pending])
+            meter.count(sum(map(len, written)))
+            going: list[tuple[Replay, list[int]]] = []
+            for (replay, ids), tokens in zip(pending, written, strict=True):
+                self._hear(replay, ids, tokens, writer.ends)
+                if replay.is_finished:
+                    continue
+                following = self._ask(replay, prompts)
+                if len(following) < self.context:
+                    going.append((replay, following))
+                else:
+                    replay.stop_here()
+                    self.shortened += 1
+            pending = going
+        return (replay.line() for replay, _ in batch)
+
+    def _hear(self, replay: Replay, prompt: list[int], tokens: list[int], ends: frozenset[int]) -> None:
+        has_ended = bool(tokens) and tokens[-1] in ends
+        kept = tokens[:-1] if has_ended else tokens
+        if replay.record.text is None:
+            text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+        else:
+            # Decoded behind its prompt: some tokenizers drop the space before the first word of a text.
+            before = str(self.tokenizer.decode(prompt, skip_special_tokens=True))
+            text = str(self.tokenizer.decode([*prompt, *kept], skip_special_tokens=True))[len(before) :]
+        replay.answer(text, "stop" if has_ended else "length")
+
+    def _open(self, questions: Sequence[Question], batches: int) -> Writer:
+        sampling = SamplingParams(temperature=self.plan.temperature, top_p=self.plan.top_p)
+        end = self.tokenizer.eos_token_id
+        ends = frozenset([end] if isinstance(end, int) else [])
+
+        def open_batch() -> Writer:
+            return BatchWriter(FrozenBase.load(self.model, self.device).model, ends, sampling)
+
+        def open_engine() -> Writer:
+            # The engine would leave a core to a server; here it has them all, and a batch after it too.
+            config = EngineConfig(
+                model=self.model,
+                heads=self.heads,
+                device=str(self.device),
+                max_context=self.context,
+                num_threads=torch.get_num_threads(),
+            )
+            return EngineWriter(Engine.load(config), ends, sampling)
+
+        writer = choose_writer(open_batch, open_engine if self.heads is not None else None, questions, batches)
+        _log.info("answers are written by: %s", writer.name)
+        return writer
 
 
-def _answers(base: FrozenBase, batch: Sequence[_Prompt], plan: DistillPlan, limit: int) -> Iterator[dict[str, Any]]:
-    """One output record per prompt."""
-    room = limit - max(len(prompt.tokens) for prompt in batch)
-    if room < 1:
-        line = batch[-1].record.line
-        length = len(batch[-1].tokens)
-        raise ConfigurationError(f"the prompt in line {line} has {length} tokens, the model takes {limit}")
-    ends = _end_tokens(base)
-    for prompt, written in zip(batch, _generate(base, batch, plan, min(plan.max_tokens, room), ends), strict=True):
-        stop = next((index for index, token in enumerate(written) if token in ends), None)
-        text = base.tokenizer.decode(written[:stop], skip_special_tokens=True)
-        yield _answered(prompt.record, str(text), "length" if stop is None else "stop")
+@contextmanager
+def _named(prompts: Path, record: Record) -> Iterator[None]:
+    """Name the line in what is wrong with it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{prompts}, line {record.line}: {error}") from error
 
 
-def _answered(record: Record, text: str, finish_reason: str) -> dict[str, Any]:
-    facts = {"source": record.line, "finish_reason": finish_reason}
-    if record.text is not None:
-        return {"text": record.text + text, **facts}
-    messages = [{"role": message.role, "content": message.content} for message in record.messages]
-    while messages[-1]["role"] == "assistant":
-        messages.pop()
-    return {"messages": [*messages, {"role": "assistant", "content": text}], **facts}
+class _Meter:
+    """Shows tokens per second beside the bar's own rate."""
 
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._tokens, self._started = bar, 0, time.perf_counter()
 
-@torch.inference_mode()
-def _generate(
-    base: FrozenBase, batch: Sequence[_Prompt], plan: DistillPlan, max_tokens: int, ends: Sequence[int]
-) -> list[list[int]]:
-    """New tokens for each prompt, ends included. Finished rows leave the batch once they are half of it."""
-    length = max(len(prompt.tokens) for prompt in batch)
-    tokens = torch.zeros(len(batch), length, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(batch):
-        tokens[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
-        mask[row, length - len(prompt.tokens) :] = 1
-    tokens, mask = tokens.to(base.device), mask.to(base.device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    noise = torch.Generator(base.device).manual_seed(plan.seed + batch[0].record.line)
-    stops = torch.tensor(ends, device=base.device)
-    model: Any = base.model
-    cache = DynamicCache(config=base.model.config)
-    written: list[list[int]] = [[] for _ in batch]
-    rows = torch.arange(len(batch))  # which prompt each row of the tensors belongs to
-    is_open = torch.ones(len(batch), dtype=torch.bool)
-    for _ in range(max_tokens):
-        output = model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        drawn = _draw(output.logits[:, -1], plan.temperature, noise)  # [B]
-        for row in is_open.nonzero()[:, 0].tolist():
-            written[int(rows[row])].append(int(drawn[row]))
-        is_open &= ~torch.isin(drawn, stops).cpu()
-        if not is_open.any():
-            break
-        tokens, positions = drawn[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if is_open.sum() <= len(is_open) // 2:
-            kept = is_open.nonzero()[:, 0]
-            cache.batch_select_indices(kept.to(base.device))
-            tokens, positions, mask = tokens[kept], positions[kept], mask[kept]
-            rows, is_open = rows[kept], is_open[kept]
-    return written
-
-
-def _draw(logits: Tensor, temperature: float, noise: torch.Generator) -> Tensor:
-    """Next tokens [B] int64 from logits [B, V]."""
-    if temperature == 0.0:
-        return logits.argmax(dim=-1)
-    return (logits.float() / temperature).softmax(dim=-1).multinomial(1, generator=noise)[:, 0]
-
-
-def _end_tokens(base: FrozenBase) -> list[int]:
-    """Token ids that end an answer, from the generation config and the tokenizer."""
-    generation: Any = base.model.generation_config
-    known = generation.eos_token_id if generation is not None else None
-    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
-    own = base.tokenizer.eos_token_id
-    return ends if own is None or own in ends else [*ends, own]
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+        speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)

@@ -139,7 +139,9 @@ class Encoder:
             try:
                 pieces += self._pieces(record)
             except ConfigurationError as error:
-                raise error if where is None else ConfigurationError(f"{where}, line {record.line}: {error}") from error
+                if where is None:
+                    raise
+                raise ConfigurationError(f"{where}, line {record.line}: {error}") from error
         texts = self._texts([piece.text for piece in pieces if piece.spans is None])
         talks = self._talks([piece for piece in pieces if piece.spans is not None])
         return [next(texts) if piece.spans is None else next(talks) for piece in pieces]
