@@ -19,7 +19,9 @@ _HOME = {
     "SpeculationParams": "config",
     "StepStats": "generation",
     "TrainPlan": "training.trainer",
+    "convert_heads": "checkpoints.conversion",
     "distill": "training.distill",
+    "inspect_heads": "checkpoints.inspection",
     "train": "training.trainer",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import safetensors
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
 from torch import Tensor
 
 from medusa_core.errors import CheckpointError, ModelNotFound
@@ -27,6 +29,7 @@ __all__ = [
     "open_source",
     "read_json",
     "snapshot",
+    "write_tensors",
 ]
 
 HEADS_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
@@ -40,6 +43,12 @@ MODEL_FILES = (
 )
 # What is small and says what a repository holds.
 DESCRIPTIONS = ("*.index.json", "config.json", "calibration.json", "tokenizer.*", "tokenizer_config.json")
+
+# What the unpickler raises on bytes that are no pickle, or only the beginning of one.
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
+    ArithmeticError,
+)  # fmt: skip
 
 HeadKeys = Callable[[Iterable[str]], Sequence[str]]
 """Those of some keys that belong to heads."""
@@ -147,13 +156,13 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     """All tensors of a pickled state dict, through the unpickler that builds nothing but tensors."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{str(path)!r} holds more than tensors and is refused, because loading it could run code; "
             "convert it to safetensors where you trust it"
         ) from error
+    except UNREADABLE as error:
+        raise _damaged(path, error) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{str(path)!r} is not a state dict of tensors")
     return {str(key): value for key, value in loaded.items()}
@@ -161,7 +170,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
 
 def _is_zip(path: Path) -> bool:
     """Whether torch can map the file into memory, which it cannot for what torch before 1.6 wrote."""
-    with path.open("rb") as file:
+    with _calling_it_damaged(path), path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
@@ -169,12 +178,24 @@ def _is_zip(path: Path) -> bool:
 def _calling_it_damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except safetensors.SafetensorError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{str(path)!r} is damaged: {' '.join(str(error).split())}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors [...] as the file's name says, safetensors or a pickled state dict."""
+    path.touch()
+    mode = path.stat().st_mode
+    if path.suffix == ".safetensors":
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    else:
+        torch.save(dict(tensors), path)
+    # safetensors leaves a file that nobody but its writer may read, such as a server under another user
+    path.chmod(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:

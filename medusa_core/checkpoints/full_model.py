@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from medusa_core.checkpoints.files import StoredTensors, open_file, read_json
+from medusa_core.checkpoints.files import StoredTensors, open_file, read_json, write_tensors
 from medusa_core.checkpoints.layouts import head_keys
 from medusa_core.errors import HeadsMismatch, ModelNotFound
 
@@ -47,7 +45,7 @@ def copy_with_heads(base: Path, folder: Path, heads: Mapping[str, Tensor], descr
         added = HEADS_SHARD + Path(whole).suffix
         for old, new in names.items():
             _copy(base / old, folder / new)
-        _save(heads, folder / added)
+        write_tensors(folder / added, heads)
         placed = {key: names[file.name] for key, file in stored.files.items()}
         known = read_json(base / index).get("metadata")
         size = sum((base / old).stat().st_size for old in names) + sum(tensor.nbytes for tensor in heads.values())
@@ -80,13 +78,6 @@ def _copy_the_rest(base: Path, folder: Path) -> None:
         is_weights = any(file.match(pattern) for pattern in LEFT_BEHIND)
         if file.is_file() and not is_weights and file.name not in ("config.json", "README.md", "calibration.json"):
             shutil.copyfile(file, folder / file.name)
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    if path.suffix == ".safetensors":
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    else:
-        torch.save(dict(tensors), path)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

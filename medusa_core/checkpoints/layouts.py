@@ -181,8 +181,8 @@ _TENSORS, _PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
 LAYOUTS = MappingProxyType({
     "medusa": Layout("this project's, a superset of A and B", "numbered", "", _TENSORS, _ALL, True, False, None,
                      _our_config),
-    "medusa-v1": Layout("A: FasterDecoding, heads only", "numbered", "", _PICKLE, _OWN, False, True, None,
-                        _first_config),
+    "medusa-v1": Layout("A: FasterDecoding, heads only; D in safetensors", "numbered", "", _PICKLE, _OWN, False, True,
+                        None, _first_config),
     "medusa-v2": Layout("B: FasterDecoding, heads only, LM head of the base", "numbered", "", _PICKLE, _SHARED, False,
                         True, None, _second_config),
     "full": Layout("C: a full model with heads, FasterDecoding's Medusa-2", "numbered", "medusa_head.", None, _OWN,

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from medusa_core.checkpoints.files import write_tensors
 from medusa_core.checkpoints.full_model import copy_with_heads
 from medusa_core.checkpoints.layouts import LAYOUTS, LOW_RANK, STYLES, Facts, Layout, LMHeadKind, kind_of
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch
@@ -66,10 +65,7 @@ def write_heads(
             )
         copy_with_heads(base, folder, tensors, target.config(facts))
         return
-    if target.file.endswith(".safetensors"):
-        save_file(tensors, folder / target.file, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, folder / target.file)
+    write_tensors(folder / target.file, tensors)
     (folder / "config.json").write_text(json.dumps(target.config(facts), indent=2) + "\n", encoding="utf-8")
 
 
@@ -106,7 +102,7 @@ def _kind_written(heads: DraftHeads, name: str, layout: Layout) -> LMHeadKind:
         if other in layout.holds:
             return other
     held = ", ".join(key for key, other in LAYOUTS.items() if kind in other.holds)
-    raise HeadsMismatch(f"layout {name} has no place for LM heads of the heads' own ({kind}); use {held}")
+    raise HeadsMismatch(f"layout {name} has no place for LM heads, and these heads have their own; use {held}")
 
 
 def _facts(

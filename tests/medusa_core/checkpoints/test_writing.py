@@ -117,7 +117,7 @@ def test_without_the_bases_lm_head_nothing_can_be_written_out(tmp_path: Path, ki
 
 
 def test_own_lm_heads_do_not_fit_a_layout_without_any(tmp_path: Path) -> None:
-    with pytest.raises(HeadsMismatch, match=r"medusa-v2 has no place for LM heads .* use medusa, medusa-v1"):
+    with pytest.raises(HeadsMismatch, match=r"medusa-v2 has no place for LM heads, .* use medusa, medusa-v1"):
         save_heads(tmp_path, made("own"), "some/base", "medusa-v2")
 
 
