@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 # Prompts are sorted by length within windows of so many batches: little padding, and a file of any size.
 WINDOW_BATCHES = 64
+# What the bytes of a character decode to when the limit fell between them.
+HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,10 @@ class _Run:
 
     def answer(self, prompts: Path, answers: AnswerFile, total: int) -> Distilled:
         """Answer what has no answer yet."""
-        done, writer = len(answers.answered), None
+        done, writer, meter = len(answers.answered), None, None
         missing = (record for record in read_records(prompts) if record.line not in answers.answered)
         window, size = WINDOW_BATCHES * self.plan.batch_size, self.plan.batch_size
         with progress_bar("distilling", total, done, "answer") as bar:
-            meter = _Meter(bar)
             while records := list(islice(missing, window)):
                 replays = [Replay(record, self.plan.turns) for record in records]
                 asked = [(replay, self._ask(replay, prompts)) for replay in replays]
@@ -170,9 +171,9 @@ class _Run:
                 fitting.sort(key=lambda pair: (len(pair[1]), pair[0].record.line))
                 for start in range(0, len(fitting), size):
                     batch = fitting[start : start + size]
-                    if writer is None:
+                    if writer is None or meter is None:
                         first = [self._question(replay, ids) for replay, ids in batch]
-                        writer = self._open(first, (total - done) // size)
+                        writer, meter = self._open(first, (total - done) // size), _Meter(bar)
                     answers.append(self._lines(writer, batch, meter, prompts))
                     self.written += len(batch)
                     bar.update(len(batch))
@@ -219,12 +220,17 @@ class _Run:
         has_ended = bool(tokens) and tokens[-1] in ends
         kept = tokens[:-1] if has_ended else tokens
         if replay.record.text is None:
-            text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+            text = self._text(kept)
         else:
             # Decoded behind its prompt: some tokenizers drop the space before the first word of a text.
-            before = str(self.tokenizer.decode(prompt, skip_special_tokens=True))
-            text = str(self.tokenizer.decode([*prompt, *kept], skip_special_tokens=True))[len(before) :]
-        replay.answer(text, "stop" if has_ended else "length")
+            text = self._text([*prompt, *kept])[len(self._text(prompt)) :]
+        if has_ended:
+            replay.answer(text, "stop")
+        else:
+            replay.answer(text.rstrip(HALF_CHARACTER), "length")
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _open(self, questions: Sequence[Question], batches: int) -> Writer:
         sampling = SamplingParams(temperature=self.plan.temperature, top_p=self.plan.top_p)

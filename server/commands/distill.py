@@ -26,7 +26,9 @@ def distill(
     chat_template: Annotated[Path | None, typer.Option(help="Jinja chat template for models without one")] = None,
     turns: Annotated[
         str | None,
-        typer.Option(help="all: answer every turn of the user anew; last: only the last, behind the file's answers"),
+        typer.Option(
+            help="all, the default: answer every turn of the user; last: only the last, behind the file's answers"
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="longest answer, 512; a longer one is cut and marked as cut")
@@ -46,7 +48,9 @@ def distill(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="prompts answered at once, 32; more is faster until memory ends")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="same seed, same answers, whatever the batch size")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="same seed, same answers, whatever the batch size; 0 by default")
+    ] = None,
 ) -> None:
     """Let the model write the answers its own heads are trained on.
 
