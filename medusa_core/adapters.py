@@ -4,6 +4,7 @@ Merged weights cost a step nothing. Without the adapter the base is what it was,
 """
 
 import importlib.util
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,19 @@ def _untie(model: Any, config: Any) -> None:
     outputs, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     if outputs is None or outputs.weight is not inputs.weight:
         return
-    named = config.target_modules if config.target_modules is not None else ()
-    # a string is a pattern or "all-linear", which leaves the LM head alone; untying it needlessly only costs memory
-    wanted = {named} if isinstance(named, str) else set(named)
-    names = {name for name, module in model.named_modules() if module in (outputs, inputs)}
-    if any(name == part or name.endswith(f".{part}") for name in names for part in wanted) or isinstance(named, str):
+    names = [name for name, module in model.named_modules() if module is outputs or module is inputs]
+    if any(_is_target(config.target_modules, name) for name in names):
         outputs.weight = nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
+
+
+def _is_target(targets: Any, name: str) -> bool:
+    """Whether an adapter changes the module of that name; peft takes a pattern, or ends of names."""
+    if targets is None or targets == "all-linear":  # which leaves out the LM head
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _refuse_other_tensors(adapted: Any, folder: Path, expected: dict[str, Any]) -> None:

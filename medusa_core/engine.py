@@ -25,10 +25,12 @@ from medusa_core.decoding import Prefilled, logprobs_of, prefill
 from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState, StaticTrees
 from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
+from medusa_core.heads import DraftHeads
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
-from medusa_core.quantization import default_nodes, judge_model, refuse_nodes
+from medusa_core.quantization import default_nodes, judge_model
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
+from medusa_core.self_test import check_heads, run_length, trial_prompts
 from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
@@ -101,7 +103,7 @@ class Engine:
         progress("loading the heads", 0.8)
         # what the repository of a hub id holds is known once the model was fetched
         source = source if source is not None else find_heads(location)
-        heads = load_heads(source, backbone.lm_head) if source is not None else None
+        heads = load_heads(source, backbone.lm_head, location) if source is not None else None
         if heads is not None:
             heads.choose_lm_head_kernel()
         if calibration is None and source is not None:
@@ -118,7 +120,6 @@ class Engine:
         tree_nodes, reason = choose_nodes(calibration, place, default)
         if config.tree_nodes is not None:
             tree_nodes, reason = config.tree_nodes, "as asked for"
-        refuse_nodes(tree_nodes, weights)
         if weights is not None:
             _log.log(logging.WARNING if weights.most_nodes == 1 else logging.INFO, "%s", weights.statement)
         if config.tree == "static" and heads is not None and calibration is None:
@@ -161,6 +162,8 @@ class Engine:
         engine = cls(backbone, info, config.prefill_chunk, drafters, load_vocabulary)
         progress("warming up", 0.9)
         engine.warm_up()
+        if heads is not None and config.self_test:
+            engine.try_heads(heads)
         progress("ready", 1.0)
         return engine
 
@@ -184,6 +187,19 @@ class Engine:
         plain = replace(request, speculation=SpeculationParams(mode="off"))
         steps = [delta.step.seconds for delta in self.generate(plain) if delta.step is not None]
         self.info = replace(self.info, plain_step_s=statistics.median(steps) if steps else 0.0)
+        self.forget()
+
+    def try_heads(self, heads: DraftHeads) -> None:
+        """Judge the heads on a short greedy run; the log says when they look like those of another model."""
+        length = run_length(self.info.plain_step_s)
+
+        def write(prompt: tuple[int, ...]) -> list[int]:
+            request = GenerationRequest(prompt, SamplingParams(0.0), max_tokens=length)
+            return [token for delta in self.generate(request) for token in delta.tokens]
+
+        prompts = trial_prompts(self.info.model, self.info.max_context - length)
+        found = check_heads(self._backbone, heads, str(self.info.heads), prompts, write)
+        self.info = replace(self.info, head_check=found.own if found is not None else None)
         self.forget()
 
     def check(self, request: GenerationRequest) -> None:

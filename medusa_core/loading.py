@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from medusa_core.adapters import merge_adapter
 from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
-from medusa_core.quantization import OPTIONS, judge, quantization_arguments, quantize_in_place
+from medusa_core.quantization import OPTIONS, judge, judge_model, quantization_arguments, quantize_in_place
 
 __all__ = [
     "choose_device",
@@ -73,6 +73,7 @@ def load_backbone(
         loaded = merge_adapter(loaded, adapter)
         if quantize != "none":
             quantize_in_place(loaded, quantize, device, dtype)
+    judge_model(loaded)
     # where the loader was told the device, it is there already, and some quantisers do not let it be moved
     return TransformersBackbone(loaded if "device_map" in arguments else loaded.to(device))
 

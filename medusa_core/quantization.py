@@ -7,7 +7,7 @@ embeddings nor the LM head; draft heads keep the compute dtype.
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ __all__ = [
     "judge_model",
     "quantization_arguments",
     "quantize_in_place",
-    "refuse_nodes",
     "rows_are_independent",
 ]
 
@@ -37,8 +36,8 @@ class Judgement:
 
     label:              the kind, for people, and what tells its answers from those of other kinds.
     most_nodes:         nodes of a tree beyond which a step costs more than it brings.
-    is_row_independent: whether what one row of a pass yields is free of the other rows; a tree is verified in one
-                        pass, so without this its text would depend on what was drafted.
+    is_row_independent: whether what one row of a pass yields is free of the other rows; without this the text would
+                        depend on what was drafted beside it, and such weights are refused.
     advice:             what an operator should know of it.
     """
 
@@ -100,7 +99,8 @@ def _fp8(dtype: torch.dtype | None) -> Any:
 def _bnb8(dtype: torch.dtype | None) -> Any:
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    # above its threshold outliers of one row change how all rows of a pass are computed
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)  # type: ignore[no-untyped-call]
 
 
 def _bnb4(dtype: torch.dtype | None) -> Any:
@@ -230,12 +230,15 @@ def _bitsandbytes(facts: Mapping[str, Any]) -> Judgement:
             True,
             "its kernel serves one row; for more it unpacks the whole matrix first, slower than without quantisation",
         )
-    return Judgement(
-        "bitsandbytes 8-bit",
-        1,
-        False,
-        "an outlier in one row changes how all rows of a pass are computed, so a tree could change the text",
-    )
+    if facts.get("llm_int8_threshold", 6.0) > 0:
+        return Judgement(
+            "bitsandbytes 8-bit",
+            1,
+            False,
+            "an outlier in one row changes how all rows of a pass are computed; llm_int8_threshold 0 in the "
+            "checkpoint's config.json turns that off",
+        )
+    return Judgement("bitsandbytes 8-bit", 1, True, "it quantises the rows of every pass anew; int8 is the faster way")
 
 
 def _compressed_tensors(facts: Mapping[str, Any]) -> Judgement:
@@ -254,7 +257,7 @@ def _rows(label: str, most_nodes: int, advice: str) -> Callable[[Mapping[str, An
     return lambda facts: Judgement(label, most_nodes, True, advice)
 
 
-_PER_TENSOR = "its activations share one scale among all rows of a pass, so a tree could change the text"
+_PER_TENSOR = "its activations share one scale among all rows"
 _MARLIN = "its kernels stay near their ideal up to 16 to 32 rows"
 # By transformers' name of the method. The numbers of nodes are from sources and arithmetic; see docs/quantization.md.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Judgement]] = {
@@ -283,14 +286,22 @@ def judge(facts: Mapping[str, Any]) -> Judgement:
 
 
 def judge_model(model: nn.Module) -> Judgement | None:
-    """What is known of a loaded model's weights, and what a trial of one layer shows; None when not quantised."""
+    """What is known of a loaded model's weights; None when they are not quantised.
+
+    Raises ConfigurationError when rows of one pass are not independent, by what is known or by a trial of one layer.
+    """
     loaded: Any = model
     config = getattr(loaded.config, "quantization_config", None)
     if config is None:
         return None
     found = judge(config if isinstance(config, Mapping) else config.to_dict())
-    if found.is_row_independent and not rows_are_independent(model):
-        return replace(found, most_nodes=1, is_row_independent=False, advice=_PER_TENSOR)
+    if not found.is_row_independent or not rows_are_independent(model):
+        reason = found.advice if not found.is_row_independent else "a trial of its first layer shows it"
+        raise ConfigurationError(
+            f"with {found.label} weights what a token yields depends on what else is computed in the same pass, so "
+            f"drafts and cached prefixes would change the text ({reason}); use the base as it was before, with "
+            "--quantize int8"
+        )
     return found
 
 
@@ -318,15 +329,6 @@ def rows_are_independent(model: nn.Module) -> bool:
 def default_nodes(default: int, weights: Judgement | None) -> int:
     """Nodes of one tree, root included, where nobody asked for a number or measured one: as far as they pay."""
     return min(default, weights.most_nodes) if weights is not None else default
-
-
-def refuse_nodes(nodes: int, weights: Judgement | None) -> None:
-    """Raise ConfigurationError for a tree that the weights cannot verify without changing the text."""
-    if weights is not None and nodes > 1 and not weights.is_row_independent:
-        raise ConfigurationError(
-            f"tree_nodes is {nodes}, {weights.label} weights allow 1: {weights.advice}; leave --tree-nodes out, or "
-            "choose another quantisation"
-        )
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

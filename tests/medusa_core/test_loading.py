@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from medusa_core.config import EngineConfig
 from medusa_core.engine import Engine
-from medusa_core.errors import ConfigurationError, ModelNotFound, UnsupportedModel
+from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
 from medusa_core.loading import choose_device, choose_dtype, fix_longrope, load_backbone
 from tests.cast import CPU, TINY, make_engine, run, tiny_model
 
@@ -73,6 +74,41 @@ def test_bin_weights_load_and_answer_like_safetensors(tmp_path: Path) -> None:
     engine = Engine.load(EngineConfig(model=str(tmp_path)))
 
     assert run(engine, PROMPT, max_tokens=12, ignore_eos=True) == expected
+
+
+def with_tensors(folder: Path, more: dict[str, torch.Tensor], without: str | None = None) -> str:
+    """A tiny llama whose one weight file holds more tensors, and lacks one."""
+    model = saved(folder)
+    tensors = {key: tensor for key, tensor in load_file(folder / "model.safetensors").items() if key != without}
+    save_file({**tensors, **more}, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def test_tensors_of_heads_among_the_bases_own_are_no_surprise_and_others_are_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_backbone(with_tensors(tmp_path, {"medusa_head.0.0.linear.weight": torch.zeros(32, 32)}), CPU, None, 64)
+    assert caplog.messages == []
+
+    load_backbone(with_tensors(tmp_path, {"model.layers.7.bias": torch.zeros(1)}), CPU, None, 64)
+    (line,) = caplog.messages
+    assert "1 tensors its architecture does not use, such as model.layers.7.bias" in line
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(tmp_path: Path) -> None:
+    model = with_tensors(tmp_path, {}, without="model.layers.1.mlp.up_proj.weight")
+
+    with pytest.raises(CheckpointError, match=r"lack 1 tensors, 'model\.layers\.1\.mlp\.up_proj\.weight' among them"):
+        load_backbone(model, CPU, None, 64)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "intermediate_size": 40}))
+
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*mlp"):
+        load_backbone(model, CPU, None, 64)
 
 
 def test_greedy_generation_config_becomes_temperature_zero(tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from medusa_core.quantization import (
     judge,
     judge_model,
     quantization_arguments,
-    refuse_nodes,
     rows_are_independent,
 )
+from medusa_core.sampling import SamplingParams
+from medusa_core.text import TextCodec
 from tests.cast import CPU, make_engine, random_heads, run, tiny_model
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+DEMO = Path(__file__).parents[2] / "medusa_core" / "demo" / "checkpoint"
 
 # PyTorch's own marks of what its next version does otherwise, made while torchao is imported
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -82,6 +84,11 @@ STORED: dict[str, tuple[dict[str, Any], int, bool]] = {
     "compressed fp8 by tensor": (compressed(8, {"dynamic": True, "strategy": "tensor"}), 1, False),
     "bitsandbytes 4-bit": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 1, True),
     "bitsandbytes 8-bit": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 1, False),
+    "bitsandbytes 8-bit without outliers": (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 0.0},
+        1,
+        True,
+    ),
     "GPTQ": ({"quant_method": "gptq", "bits": 4}, 32, True),
     "AWQ": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, 32, True),
     "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 64, True),
@@ -110,14 +117,6 @@ INDEPENDENT, DEPENDENT = Judgement("int4", 32, True, "small"), Judgement("8-bit"
 def test_the_default_tree_shrinks_to_what_pays(weights: Judgement | None, expected: int) -> None:
     assert default_nodes(48, weights) == expected
     assert default_nodes(1, weights) == 1
-
-
-def test_a_tree_that_the_weights_cannot_verify_is_refused() -> None:
-    refuse_nodes(1, DEPENDENT)
-    refuse_nodes(64, INDEPENDENT)
-    refuse_nodes(64, None)
-    with pytest.raises(ConfigurationError, match=r"tree_nodes is 8, 8-bit weights allow 1: outliers; leave --tree"):
-        refuse_nodes(8, DEPENDENT)
 
 
 def test_the_start_says_whether_trees_pay() -> None:
@@ -221,12 +220,24 @@ def test_a_trial_overrules_what_is_thought_of_a_method() -> None:
 
     model = tiny_model("llama")
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    model.model.layers[0].self_attn.q_proj = OneScaleForAll(32, 32, bias=False)
-    found = judge_model(model)
+    assert judge_model(model) == judge(model.config.quantization_config)
 
-    assert found is not None
-    assert (found.label, found.most_nodes, found.is_row_independent) == ("GPTQ", 1, False)
-    assert "one scale" in found.advice
+    model.model.layers[0].self_attn.q_proj = OneScaleForAll(32, 32, bias=False)
+    with pytest.raises(ConfigurationError, match=r"with GPTQ weights .*drafts and cached.*a trial of its first layer"):
+        judge_model(model)
+
+
+def test_weights_whose_rows_share_a_scale_are_refused_by_what_the_checkpoint_says(tmp_path: Path) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, PerTensor
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map="cpu")
+    model.save_pretrained(tmp_path / "int8")
+
+    with pytest.raises(ConfigurationError, match=r"share one scale among all rows\); use the base as it was before"):
+        load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 64)
 
 
 def test_an_lm_head_in_a_form_that_cannot_be_read_is_refused() -> None:
@@ -246,3 +257,19 @@ def test_an_engine_with_quantised_weights_keeps_to_what_they_let_pay(tmp_path: P
     assert engine.info.place.quantization == "torchao Int8WeightOnly"
     assert engine.info.tree_nodes == 8
     assert len(run(engine, PROMPT, max_tokens=8, ignore_eos=True)) == 8
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")
+def test_a_tree_changes_no_token_of_the_demo_model_in_int8(temperature: float) -> None:
+    engine = Engine.load(EngineConfig(model="demo", quantize="int8", num_threads=1))
+    prompt = TextCodec.load("demo").encode_chat([{"role": "user", "content": "What does textwrap.dedent do?"}])
+
+    tree, plain = (
+        run(
+            engine, prompt, SamplingParams(temperature, seed=3), max_tokens=40, speculation=SpeculationParams(mode=mode)
+        )
+        for mode in ("tree", "off")
+    )
+
+    assert tree == plain
