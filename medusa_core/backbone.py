@@ -259,7 +259,9 @@ class TransformersBackbone:
         if not written:
             raise UnsupportedModel(self.model_type, "it does not keep its keys and values in the cache it is given")
         spread = float((straight - straight.mean()).abs().max())
-        tolerance = (1e-3 if self.dtype == torch.float32 else 0.1) * max(spread, 1e-3)
+        # where activations are rounded to few bits, the last bit of a sum can move a value to the next step
+        is_precise = self.dtype == torch.float32 and getattr(self.model.config, "quantization_config", None) is None
+        tolerance = (1e-3 if is_precise else 0.1) * max(spread, 1e-3)
         if float((forked - straight).abs().max()) > tolerance:
             raise UnsupportedModel(self.model_type, "it does not honour the attention mask it is given")
 

@@ -73,9 +73,13 @@ def load_backbone(
         loaded = merge_adapter(loaded, adapter)
         if quantize != "none":
             quantize_in_place(loaded, quantize, device, dtype)
-    judge_model(loaded)
     # where the loader was told the device, it is there already, and some quantisers do not let it be moved
-    return TransformersBackbone(loaded if "device_map" in arguments else loaded.to(device))
+    placed = loaded if "device_map" in arguments else loaded.to(device)
+    try:
+        return TransformersBackbone(placed)
+    finally:
+        # also where the backbone refuses: when weights are the reason, this names them
+        judge_model(placed)
 
 
 def _refuse_combination(model: str, stored: Any, quantize: str, adapter: Path | None) -> None:

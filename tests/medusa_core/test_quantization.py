@@ -78,7 +78,7 @@ STORED: dict[str, tuple[dict[str, Any], int, bool]] = {
         64,
         True,
     ),
-    "compressed int4": (compressed(4, None), 32, True),
+    "compressed int4": (compressed(4, None), 64, True),
     "compressed fp8 by token": (compressed(8, {"dynamic": True, "strategy": "token"}), 64, True),
     "compressed fp8, static scale": (compressed(8, {"dynamic": False, "strategy": "tensor"}), 64, True),
     "compressed fp8 by tensor": (compressed(8, {"dynamic": True, "strategy": "tensor"}), 1, False),
@@ -273,3 +273,17 @@ def test_a_tree_changes_no_token_of_the_demo_model_in_int8(temperature: float) -
     )
 
     assert tree == plain
+
+
+def test_activations_rounded_row_by_row_are_served(tmp_path: Path) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map="cpu")
+    model.save_pretrained(tmp_path / "int8")
+
+    backbone = load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 64)
+
+    assert len(run(make_engine(backbone), PROMPT, max_tokens=8)) == 8
