@@ -46,6 +46,7 @@ class EngineConfig:
     prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
     num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
+    self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
     """
 
     model: str = "demo"
@@ -61,6 +62,7 @@ class EngineConfig:
     prompt_lookup: bool = True
     prefill_chunk: int = 512
     num_threads: int | None = None
+    self_test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_context", "tree_nodes", "max_depth", "prefill_chunk", "num_threads"):

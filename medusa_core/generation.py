@@ -98,6 +98,7 @@ class EngineInfo:
     calibration:      what is known of the heads; None without heads, or where nobody calibrated them.
     tree:             what `auto` drafts; `tree_reason` says why its trees have so many nodes.
     adapter:          folder of the adapter that is merged into the base; None without one.
+    head_check:       share of a short greedy run on which each head was right; None where nobody tried.
     """
 
     model: str
@@ -117,3 +118,4 @@ class EngineInfo:
     tree: TreeKind
     tree_reason: str
     adapter: str | None
+    head_check: tuple[float, ...] | None = None

@@ -21,7 +21,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"generation"},
         {"runners"},
         {"decoding"},
-        {"drafters", "loading"},
+        {"drafters", "loading", "self_test"},
         {"backbone", "acceptance"},
         {"checkpoints"},
         {"adjustments", "kv_cache", "heads", "node_choice", "pictures"},
