@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "BenchPlan": "evaluation.bench",
+    "CalibratePlan": "training.measure",
     "Calibration": "calibration",
     "Delta": "generation",
     "DistillPlan": "training.distill",
@@ -19,10 +21,15 @@ _HOME = {
     "SpeculationParams": "config",
     "StepStats": "generation",
     "TrainPlan": "training.trainer",
+    "VerifyPlan": "evaluation.verify",
+    "bench": "evaluation.bench",
+    "calibrate": "training.measure",
     "convert_heads": "checkpoints.conversion",
+    "default_prompts": "evaluation.prompts",
     "distill": "training.distill",
     "inspect_heads": "checkpoints.inspection",
     "train": "training.trainer",
+    "verify": "evaluation.verify",
 }
 
 __all__ = sorted(_HOME)

@@ -185,7 +185,7 @@ def _laid_out(nodes: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[f
 
 def speed_by_nodes(lines: Mapping[str, Sequence[BenchPoint]], model: str) -> Any:
     """Tokens per step and speed-up over plain decoding by tree nodes, one line for each kind of tree."""
-    figure, (left, right) = _two_canvases(f"What trees bring, by their size: {model}")
+    figure, (left, right) = _two_canvases(f"What trees bring, by their size: {Path(model).name}")
     for index, (name, points) in enumerate(lines.items()):
         colour = COLOURS[index]
         nodes = [point.nodes for point in points]
@@ -203,14 +203,15 @@ def speed_by_nodes(lines: Mapping[str, Sequence[BenchPoint]], model: str) -> Any
         _nodes_axis(axes, sorted({point.nodes for points in lines.values() for point in points}))
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.95), high + 0.12 * (high - low))
-    left.legend(frameon=False)
+    if len(lines) > 1:
+        left.legend(frameon=False)
     return figure
 
 
 def step_latency(curves: Mapping[str, Mapping[int, float]], model: str) -> Any:
     """Time of one step by tree nodes, one line for each curve of seconds, with its multiple of the plain step."""
-    title = f"Time of one step by the size of its tree, noted as multiples of the plain step: {model}"
-    figure, axes = _canvas(title, "", "milliseconds of one step")
+    title = f"Time of one step, by the size of its tree: {Path(model).name}"
+    figure, axes = _canvas(title, "", "milliseconds of one step; noted: by the plain step")
     for index, (name, seconds) in enumerate(curves.items()):
         colour = COLOURS[index % len(COLOURS)]
         nodes = sorted(seconds)

@@ -6,17 +6,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from server.commands.bench import bench
+from server.commands.calibrate import calibrate
 from server.commands.convert import convert
 from server.commands.distill import distill
 from server.commands.generate import generate
 from server.commands.inspect import inspect
 from server.commands.serve import serve
 from server.commands.train import train
+from server.commands.verify import verify
 
 __all__ = ["create_cli", "main"]
 
 # In the order in which --help lists them.
-COMMANDS = (serve, generate, distill, train, convert, inspect)
+COMMANDS = (serve, generate, distill, train, calibrate, bench, verify, convert, inspect)
 
 
 def _print_version(is_asked: bool) -> None:

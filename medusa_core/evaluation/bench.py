@@ -138,15 +138,24 @@ class BenchReport:
 
 
 def bench(
-    config: EngineConfig, prompts: Path, plan: BenchPlan, out: Path | None = None, watch: Watch = unwatched
+    config: EngineConfig,
+    prompts: Path,
+    plan: BenchPlan,
+    chat_template: Path | None = None,
+    out: Path | None = None,
+    watch: Watch = unwatched,
 ) -> BenchReport:
     """Load a model with its heads and compare how fast it decodes; writes JSON and pictures to the folder `out`."""
     if out is not None:
         need_matplotlib()
-    codec = TextCodec.load(config.model)
+    codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
     nodes = plan.nodes if plan.nodes is not None else _NODES[choose_device(config.device).type]
     engine = Engine.load(replace(config, tree_nodes=max(nodes)), watch)
+    if plan.with_generate and (engine.info.place.quantization != "none" or engine.info.adapter is not None):
+        raise ConfigurationError(
+            "transformers.generate would decode the untouched weights; compare with it without --quantize and adapter"
+        )
     chosen = fitting(read, engine.info.max_context, plan.max_tokens)
     report = compare(engine, contestants(engine, plan), chosen, plan, len(read) - len(chosen), watch)
     if out is not None:

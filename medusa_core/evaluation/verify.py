@@ -86,9 +86,15 @@ class VerifyReport:
         return self.must_agree and len(self.divergences) > 0
 
 
-def verify(config: EngineConfig, prompts: Path, plan: VerifyPlan, watch: Watch = unwatched) -> VerifyReport:
+def verify(
+    config: EngineConfig,
+    prompts: Path,
+    plan: VerifyPlan,
+    chat_template: Path | None = None,
+    watch: Watch = unwatched,
+) -> VerifyReport:
     """Load a model with its heads and compare every answer; raises ConfigurationError where there are no heads."""
-    codec = TextCodec.load(config.model)
+    codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
     engine = Engine.load(config, watch)
     chosen = fitting(read, engine.info.max_context, plan.max_tokens)

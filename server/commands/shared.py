@@ -1,15 +1,16 @@
 """What all commands share: errors as one line, options that were given, files that must be there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from medusa_core.errors import ConfigurationError, MedusaError
 
-__all__ = ["given", "need_file", "one_line_errors", "say"]
+__all__ = ["given", "need_file", "one_line_errors", "say", "watched"]
 
 USAGE_ERROR, FAILURE = 2, 1
 
@@ -38,3 +39,20 @@ def need_file(path: Path, option: str) -> None:
 def say(console: Console, line: str) -> None:
     """One line as it stands: no markup, no colours for numbers, no wrapping."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def watched(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """What a long command calls with its stage and the share done; a bar on a terminal, a line per stage elsewhere."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=1.0)
+        shown: list[str] = []
+
+        def watch(stage: str, share: float) -> None:
+            progress.update(task, description=stage, completed=share)
+            if not console.is_terminal and stage not in shown[-1:]:
+                shown.append(stage)
+                say(console, stage)
+
+        yield watch

@@ -110,7 +110,7 @@ def test_a_model_on_disk_is_compared_and_its_report_and_pictures_are_written(tmp
     folder, prompts, out = saved_model(tmp_path / "model"), saved_prompts(tmp_path), tmp_path / "report"
     plan = BenchPlan(nodes=(4, 8), max_tokens=8, timed_prompts=1, repeats=1, with_generate=True)
 
-    report = bench(EngineConfig(model=str(folder), num_threads=1), prompts, plan, out)
+    report = bench(EngineConfig(model=str(folder), num_threads=1), prompts, plan, out=out)
 
     names = ["transformers.generate", "plain", "static N=4", "static N=8", "dynamic N=4", "dynamic N=8"]
     assert [result.peer for result in report.peers] == names

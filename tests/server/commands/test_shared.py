@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from medusa_core.errors import ConfigurationError, ModelNotFound
-from server.commands.shared import given, need_file, one_line_errors, say
+from server.commands.shared import given, need_file, one_line_errors, say, watched
 
 
 def test_what_was_not_given_keeps_its_default_and_zero_is_given() -> None:
@@ -32,3 +32,13 @@ def test_a_line_is_said_as_it_stands() -> None:
     say(console, "[red]12 answers in /a/long/path")
 
     assert console.export_text() == "[red]12 answers in /a/long/path\n"
+
+
+def test_elsewhere_than_on_a_terminal_each_stage_is_one_line() -> None:
+    console = Console(record=True, width=80, force_terminal=False)
+
+    with watched(console) as watch:
+        for stage, share in (("loading", 0.1), ("loading", 0.9), ("timing", 0.0)):
+            watch(stage, share)
+
+    assert console.export_text() == "loading\ntiming\n"

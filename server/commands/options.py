@@ -1,0 +1,44 @@
+"""Options that several commands share, described once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medusa_core.config import Quantization
+from medusa_core.errors import ConfigurationError
+
+__all__ = [
+    "Adapter",
+    "ChatTemplate",
+    "DType",
+    "Device",
+    "Heads",
+    "MaxContext",
+    "Model",
+    "Quantize",
+    "Threads",
+    "Tokens",
+    "sizes",
+]
+
+Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the base model; demo is built in")]
+Heads = Annotated[str | None, typer.Option(help="id, folder or file of the draft heads; left out: inside the model")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Quantize = Annotated[Quantization, typer.Option(help="hold the base's weights in few bits")]
+Adapter = Annotated[bool, typer.Option(help="merge the adapter that stands beside the heads, if one does")]
+MaxContext = Annotated[int | None, typer.Option(min=1, help="tokens of prompt and answer together")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; left out: all cores but one")]
+ChatTemplate = Annotated[Path | None, typer.Option(help="Jinja chat template for models without one")]
+Tokens = Annotated[int | None, typer.Option(min=2, help="longest answer, in tokens")]
+
+
+def sizes(words: str | None, option: str) -> tuple[int, ...] | None:
+    """Numbers separated by commas, each once and in order; None when the option was left out."""
+    if words is None:
+        return None
+    try:
+        return tuple(sorted({int(word) for word in words.split(",")}))
+    except ValueError as error:
+        raise ConfigurationError(f"{option} is {words!r}, it must be numbers separated by commas: 4,8,16") from error
