@@ -51,6 +51,13 @@ def test_an_answer_does_not_depend_on_its_batch(sampling: SamplingParams) -> Non
     assert own.write(QUESTIONS) == [own.write([question])[0] for question in QUESTIONS]
 
 
+def test_an_answer_goes_on_when_others_have_left_the_batch() -> None:
+    own = writer(SAMPLED)
+    batch = [replace(question, max_tokens=limit) for question, limit in zip(QUESTIONS, (2, 5, 3, 20), strict=True)]
+
+    assert own.write(batch)[3] == own.write(batch[3:])[0]
+
+
 def test_an_answer_depends_on_its_own_seed() -> None:
     own = writer(SAMPLED)
     asked = QUESTIONS[0]

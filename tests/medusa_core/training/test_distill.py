@@ -251,6 +251,12 @@ def test_an_answer_gets_the_room_that_its_own_prompt_leaves(tmp_path: Path) -> N
     distill(str(model), prompts, tmp_path / "alone.jsonl", replace(PLAN, max_tokens=250, batch_size=1), "cpu")
 
     assert read(out) == read(tmp_path / "alone.jsonl")
+    for record in read(out).values():  # and no more room than the context has
+        prompt = record["text"][: 400 if record["source"] == 1 else 4]
+        ids = tokenizer()(prompt)["input_ids"]
+        limit = min(250, 256 - len(ids))
+        expected = lively().generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)
+        assert record["text"] == tokenizer().decode(expected[0], skip_special_tokens=True).rstrip("\ufffd")
 
 
 def test_half_a_character_at_the_limit_is_left_out(tmp_path: Path) -> None:

@@ -184,6 +184,22 @@ def test_a_token_that_is_half_the_templates_is_not_judged() -> None:
     assert judged_text(example, own) == " text<|im_end|>"
 
 
+def test_nor_is_one_whose_end_is_the_next_speakers() -> None:
+    own = tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    turns = (Message("user", "Yes"), Message("assistant", ". text.de"), Message("user", "dent"))
+
+    assert judged_text(encode(conversation(*turns), own), own) == ". text"
+
+
+@pytest.mark.parametrize("text", ["", " ", "Yes. \n"])
+def test_an_answer_that_ends_in_nothing_to_see_is_judged_no_further_than_its_end(text: str) -> None:
+    for template in (None, MARKS_CONTENT, PLAIN_TEMPLATE):
+        own = tokenizer(template)
+        turns = (TURNS[1], Message("assistant", text), TURNS[1])
+
+        assert judged_text(encode(conversation(*turns), own), own) == text + "<|im_end|>"
+
+
 def test_a_first_turn_by_the_assistant_is_context() -> None:
     own = tokenizer(PLAIN_TEMPLATE)
 
