@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from medusa_core.adapters import ADAPTER_FOLDER, find_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints.base_files import base_folder, read_lm_head, vocab_size_of
 from medusa_core.checkpoints.card import heads_card
@@ -30,7 +31,8 @@ def convert_heads(
     base: name of the base model, as `layout` records it; its files are read where the layout holds what the heads
           share with it, and copied where it is a full model.
 
-    Weights keep their values and dtype; a calibration beside the source goes along and into the model card. Raises
+    Weights keep their values and dtype; a calibration beside the source goes along and into the model card, an adapter
+    goes along. Raises
     ConfigurationError for an unknown layout, a folder in the way or a base that must be named; HeadsMismatch when
     the layout has no place for these heads; CheckpointError when the disk refuses.
     """
@@ -43,6 +45,12 @@ def convert_heads(
     needs_lm_head = kind_of(stored.config) in ("shared", "low-rank") and kind_of(stored.config) not in chosen.holds
     lm_head = read_lm_head(base, download) if base is not None and needs_lm_head else None
     heads = fill(stored, lm_head, stored.dtype, torch.device("cpu"))
+    adapter = find_adapter(opened.path)
+    if adapter is not None and chosen.file is None:
+        raise HeadsMismatch(
+            f"these heads belong to their base with the adapter {str(adapter)!r}; a full model would hold the base "
+            "without it: merge it first, or choose a layout of heads only"
+        )
     calibration = opened.folder / CALIBRATION_FILE
     measured = Calibration.load(calibration) if calibration.is_file() else None
     with _new_folder(target) as staging:
@@ -53,6 +61,8 @@ def convert_heads(
         (staging / "README.md").write_text(card, encoding="utf-8")
         if measured is not None:
             shutil.copyfile(calibration, staging / CALIBRATION_FILE)
+        if adapter is not None:
+            shutil.copytree(adapter, staging / ADAPTER_FOLDER)
         if layout == "medusa-v2" and base is not None:
             _copy_tokenizer(base_folder(base, download), staging)
 

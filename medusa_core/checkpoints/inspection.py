@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from medusa_core.adapters import find_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints.claims import false_claims
 from medusa_core.checkpoints.files import Download, read_json, snapshot
@@ -39,6 +40,7 @@ class HeadsReport:
     base_model:   as the config names it; None when it names none.
     has_biases:   whether every block has one; missing ones are zeros.
     false_claims: what the config says that the file does not bear out.
+    has_adapter:  whether an adapter stands beside the heads, with which the base is meant to be used.
     accuracies:   one for each head; None without a calibration beside the heads.
     """
 
@@ -57,6 +59,7 @@ class HeadsReport:
     base_model: str | None
     has_biases: bool
     false_claims: tuple[str, ...]
+    has_adapter: bool
     accuracies: tuple[HeadAccuracy, ...] | None
 
 
@@ -94,6 +97,7 @@ def inspect_heads(source: str, download: Download = snapshot) -> HeadsReport:
         base_model=base_named_by(opened.folder),
         has_biases=stored.has_bias,
         false_claims=tuple(false_claims(config, stored.layout, shape, stored.has_bias)),
+        has_adapter=find_adapter(opened.path) is not None,
         accuracies=_accuracies(Calibration.load(calibration)) if calibration.is_file() else None,
     )
 

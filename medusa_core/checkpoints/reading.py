@@ -173,28 +173,36 @@ def fill(stored: StoredHeads, lm_head: Tensor | None, dtype: torch.dtype, device
 
     lm_head: [V, H] of the base; None leaves heads that share it unable to draft, but good to be written again.
     """
-    config, source = stored.config, str(stored.path)
-    if lm_head is not None:
-        config = _fit(stored, lm_head)
-    rows = lm_head.to(device, dtype) if lm_head is not None else None
+    config, start = stored.config, None
     one = stored.tensors.get(ONE_LM_HEAD)
-    if rows is not None:
+    if lm_head is not None:
+        config, rows = _fit(stored, lm_head), lm_head.to(device, dtype)
         if one is not None and torch.equal(one[: len(rows)].to(rows), _drafted(rows, stored.token_ids, len(one))):
             config, one = replace(config, shared_lm_head=True, one_lm_head=False), None
-        rows = _drafted(rows, stored.token_ids, config.vocab_size)
-    heads = DraftHeads(config, rows if config.shared_lm_head else None, stored.token_ids).to(device, dtype)
+        start = _drafted(rows, stored.token_ids, config.vocab_size)
+    if not config.shared_lm_head:
+        # one row stands for all, so that what is about to be overwritten takes its place once and in the right dtype
+        start = torch.zeros(1, config.hidden_size, dtype=dtype, device=device).expand(config.vocab_size, -1)
+    heads = DraftHeads(config, start, stored.token_ids).to(device, dtype)
     for part, tensor in stored.tensors.items():
-        if part.role == "block":
-            (heads.weight if part.name == "weight" else heads.bias)[part.layer, part.head] = tensor.to(device, dtype)
-        elif part.role == "lm_head" and heads.lm_head is not None:
-            heads.lm_head[part.head] = tensor[: config.vocab_size].to(device, dtype)
-        elif part.role == "low_rank" and heads.up is not None and heads.down is not None:
-            (heads.up if part.name == "up" else heads.down)[part.head] = tensor[: config.vocab_size].to(device, dtype)
-    if one is not None and heads.lm_head is not None:
-        heads.lm_head[0] = one[: config.vocab_size].to(device, dtype)
+        place = _place(heads, part)
+        if place is not None and (part != ONE_LM_HEAD or one is not None):
+            place.copy_(tensor[: len(place)])
     if not stored.has_bias:
-        _log.warning("%s holds no biases for some blocks; zeros are used", source)
+        _log.warning("%s holds no biases for some blocks; zeros are used", stored.path)
     return heads.eval().requires_grad_(False)
+
+
+def _place(heads: DraftHeads, part: Part) -> Tensor | None:
+    """Where a stored tensor [...] goes; None for what is no parameter."""
+    if part.role == "block":
+        return (heads.weight if part.name == "weight" else heads.bias)[part.layer, part.head]
+    stacked = {
+        "lm_head": heads.lm_head,
+        ONE_LM_HEAD.role: heads.lm_head,
+        "low_rank": heads.up if part.name == "up" else heads.down,
+    }.get(part.role)
+    return stacked[part.head] if stacked is not None else None
 
 
 def _drafted(lm_head: Tensor, token_ids: Tensor | None, rows: int) -> Tensor:

@@ -55,6 +55,8 @@ def _facts(report: dict[str, Any]) -> Table:
         "size": _size(report["bytes"]),
         "config": "\n".join(f"falsely claims {claim}" for claim in report["false_claims"]) or "as the file",
     }
+    if report["has_adapter"]:
+        rows["adapter"] = "beside the heads, merged into the base when they are served"
     if report["accuracies"] is None:
         rows["calibration"] = "none; medusa calibrate makes one"
     table = Table(show_header=False, box=None, pad_edge=False)

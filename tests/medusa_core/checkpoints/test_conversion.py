@@ -118,6 +118,19 @@ def test_a_calibration_goes_along_and_into_the_card(tmp_path: Path) -> None:
     assert "| 1 | 2 | 0.500 | 0.600 |" in (target / "README.md").read_text()
 
 
+def test_an_adapter_goes_along_and_into_no_full_model(tmp_path: Path, base: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "adapter").mkdir(parents=True)
+    layout_b(source)
+    (source / "adapter" / "adapter_config.json").write_text("{}")
+
+    convert_heads(str(source), target, "vllm", base)
+
+    assert (target / "adapter" / "adapter_config.json").is_file()
+    assert inspect_heads(str(source)).has_adapter
+    refused(source, tmp_path / "other", "full", base, HeadsMismatch, "merge it first")
+
+
 def test_heads_of_the_second_kind_bring_the_bases_tokenizer(tmp_path: Path, base: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
