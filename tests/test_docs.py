@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from medusa_core.quantization import METHODS, OPTIONS
 from server.errors import PROBLEMS
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
@@ -60,3 +61,12 @@ def test_its_examples_are_json() -> None:
     assert blocks
     for block in blocks:
         json.loads(block)
+
+
+def test_the_page_on_quantised_bases_names_every_option_and_every_method() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "quantization.md").read_text(encoding="utf-8")
+    options = {f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"--no-adapter", "--recipe"}
+
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {"none", *OPTIONS}
+    assert {name for name in METHODS if name.replace("_", " ") not in page.lower().replace("_", " ")} == set()
+    assert set(re.findall(r"[ `](--[a-z-]+)", page)) <= options

@@ -18,6 +18,7 @@ from medusa_core.text import TextCodec
 from server.cli import create_cli
 from server.worker.client import ENGINE_FACTORY
 from tests.cast import random_heads
+from tests.medusa_core.test_adapters import save_lora
 from tests.server.running import MODEL, Running, running
 from tests.tiny_tokenizers import save_byte_level
 
@@ -218,6 +219,22 @@ def test_heads_are_a_distill_and_a_train_away(checkpoint: Path, tmp_path: Path) 
     assert "tokens per step" in medusa(
         "generate", "Hello", "--heads", str(heads), "--max-tokens", "8", "--threads", "1"
     )
+
+
+def test_clients_can_tell_an_adapter_from_the_untouched_base(tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "tiny")
+    save_lora(tiny_llama(300, eos=1), base / "heads" / "adapter", ["q_proj", "v_proj"])
+    found = []
+    for adapter in (True, False):
+        with running(base, ENGINE_FACTORY, adapter=adapter, tree_nodes=8, threads=1) as server:
+            listed = server.get("/v1/models").json()["data"][0]
+            found.append((listed["adapter"], complete(server)))
+
+    (merged, adapted), (left_out, untouched) = found
+    assert (merged, left_out) == (True, False)
+    assert adapted["system_fingerprint"] != untouched["system_fingerprint"]
+    assert adapted["choices"][0]["text"] != untouched["choices"][0]["text"]
+    assert untouched["speculation"]["drafted"] > 0
 
 
 @pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")
