@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from medusa_core.quantization import METHODS, OPTIONS
+from medusa_core.quantization import OPTIONS
+from medusa_core.quantization.judgement import METHODS
 from server.errors import PROBLEMS
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
