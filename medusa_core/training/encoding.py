@@ -10,6 +10,7 @@ whole conversation then shows earlier answers in a form that is never generated,
 example per answer, each behind its own generation prompt: that is the text an engine sees when it writes that answer.
 """
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -152,16 +153,18 @@ class Encoder:
             raise ConfigurationError(
                 "the tokenizer has no chat template, so only 'text' can be used; give one with --chat-template FILE"
             )
+        variables: dict[str, Any] = {
+            "tools": list(tools) if tools else None,
+            "chat_template": self._template,
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+        }
         with _refusals(self._template, messages):
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(tools) if tools else None,
-                    chat_template=self._template,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                )
-            )
+            try:
+                return str(self._tokenizer.apply_chat_template(list(messages), **variables))
+            except TypeError:
+                # As at serving time: DeepSeek's templates join the arguments of a call to other text.
+                return str(self._tokenizer.apply_chat_template(_with_spelt_arguments(messages), **variables))
 
     def front(self, ids: Sequence[int]) -> tuple[int, ...]:
         """What goes before a rendered conversation: the tokenizer's beginning token, where the template wrote none.
@@ -273,6 +276,18 @@ class Encoder:
             )
         (text,), (spans,) = rendered
         return _Piece(text, tuple((start, stop) for start, stop in spans), False)
+
+
+def _with_spelt_arguments(messages: Sequence[Turn]) -> list[Turn]:
+    """Messages whose tool calls carry their arguments as JSON text instead of objects."""
+    spelt: list[Turn] = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"].get("arguments", {}))}}
+            for call in message.get("tool_calls", ())
+        ]
+        spelt.append({**message, "tool_calls": calls} if calls else message)
+    return spelt
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def distill(
             "seed": seed,
         }
         made = run_distill(model, prompts, out, DistillPlan(**given(chosen)), device, heads, chat_template)
-        say(console, f"{made.answers} answers in {out}, {made.written} of them new")
+        by = "" if made.writer is None else f", written by the {made.writer}"
+        say(console, f"{made.answers} answers in {out}, {made.written} of them new{by}")
         if made.skipped:
             say(console, f"{made.skipped} prompts skipped: they leave no room for an answer in the model's context")
         if made.shortened:

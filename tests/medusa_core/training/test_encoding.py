@@ -227,9 +227,10 @@ def test_marks_by_characters_are_those_of_the_tokens_prefix(save: Any, text: str
     assert list(example.judged) == expected
 
 
-def test_tool_calls_are_judged_as_the_template_writes_them() -> None:
+@pytest.mark.parametrize("arguments", ["(call.function.arguments | tojson)", "call.function.arguments"])
+def test_tool_calls_are_judged_as_the_template_writes_them(arguments: str) -> None:
     calls = [{"type": "function", "function": {"name": "dedent", "arguments": {"text": "a"}}}]
-    own = tokenizer(CALLING)
+    own = tokenizer(CALLING.replace("(call.function.arguments | tojson)", arguments))
     turns = (TURNS[1], Message("assistant", "", {"tool_calls": calls}), Message("tool", "No."), TURNS[2])
 
     example = encode(Record(1, turns, None, is_cut=False, tools=({"name": "dedent"},)), own)
