@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from medusa_core.checkpoints.layouts import LAYOUTS, STYLES, Facts, Part, head_keys, kind_of, sort_keys
@@ -84,3 +87,10 @@ def test_the_kind_of_lm_head_follows_from_the_shape() -> None:
     assert kind_of(HeadsConfig(3, 1, 16, 40, True, 2)) == "low-rank"
     assert kind_of(HeadsConfig(3, 1, 16, 40, False)) == "own"
     assert kind_of(HeadsConfig(3, 1, 16, 40, False, one_lm_head=True)) == "one"
+
+
+def test_the_page_for_people_has_a_row_for_every_layout_and_no_other() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "heads.md").read_text(encoding="utf-8")
+    table = page.partition("## Layouts")[2].partition("| public checkpoints")[0]
+
+    assert re.findall(r"^\| `(\w[\w-]*)` \|", table, re.MULTILINE) == [*LAYOUTS]
