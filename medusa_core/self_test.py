@@ -25,6 +25,7 @@ QUESTIONS = ("Explain what a cache is and why programs use one.", "Write a short
 BEGINNINGS = ("The history of the city began when", "import os\n\n\ndef")
 # Tokens of a run in all, and how many of them a head must be judged on before anything is said.
 WANTED, LEAST = 64, 16
+ROWS_AT_ONCE = 16
 # Seconds the run may take as plain decoding.
 PATIENCE_S = 4.0
 TOP = 5
@@ -93,7 +94,11 @@ def _guesses(backbone: Backbone, heads: DraftHeads, ids: Tensor, start: int) -> 
     nothing = torch.zeros((), dtype=torch.long, device=ids.device)
     # a chain behind an empty cache: each token attends to those before it
     hidden = backbone.forward(CandidateTree.chain(ids), nothing, cache, len(ids)).hidden[start:]
-    return heads.as_tokens(heads(hidden).topk(min(TOP, heads.config.vocab_size), dim=-1).indices)
+    top = min(TOP, heads.config.vocab_size)
+    # few rows at a time: K rows of logits for each may be all the memory there is left
+    chunks = [hidden[row : row + ROWS_AT_ONCE] for row in range(0, len(hidden), ROWS_AT_ONCE)]
+    parts = [heads(rows).topk(top, dim=-1).indices for rows in chunks]
+    return heads.as_tokens(torch.cat(parts, dim=1)) if parts else ids.new_zeros(heads.config.num_heads, 0, top)
 
 
 def _hits(guesses: Tensor, ids: Tensor, start: int) -> Tensor:
@@ -148,18 +153,17 @@ def check_heads(
     """Judge heads on what `write` continues prompts with, and warn where they look wrong; None on too little text.
 
     source: where the heads are from, for the warning.
+
+    A trial that fails is said in the log and stops nobody: the heads may be needed all the same.
     """
-    runs: list[tuple[Sequence[int], int]] = []
-    amount = 0
-    for prompt in prompts:
-        written = write(prompt)
-        runs.append(([*prompt, *written], len(prompt)))
-        amount += len(written)
-        if amount >= WANTED:
-            break
-    if amount < LEAST:
+    try:
+        runs = list(_runs(prompts, write))
+        if sum(len(tokens) - written for tokens, written in runs) < LEAST:
+            return None
+        check = judge_run(backbone, heads, runs)
+    except (MedusaError, torch.OutOfMemoryError) as error:
+        _log.warning("the draft heads in %s could not be tried out: %s", source, error)
         return None
-    check = judge_run(backbone, heads, runs)
     row = ", ".join(f"{share:.2f}" for share in check.own)
     causes = diagnose(check)
     if causes:
@@ -174,6 +178,19 @@ def check_heads(
     else:
         _log.info("draft heads are right on a share of %s of %d greedy tokens, first head first", row, check.samples)
     return check
+
+
+def _runs(
+    prompts: Iterable[tuple[int, ...]], write: Callable[[tuple[int, ...]], Sequence[int]]
+) -> Iterator[tuple[Sequence[int], int]]:
+    """As many continued prompts as it takes, each with the index of its first new token."""
+    amount = 0
+    for prompt in prompts:
+        written = write(prompt)
+        yield [*prompt, *written], len(prompt)
+        amount += len(written)
+        if amount >= WANTED:
+            return
 
 
 def run_length(plain_step_s: float) -> int:

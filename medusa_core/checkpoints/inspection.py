@@ -1,17 +1,14 @@
 """What a folder, a file or a hub id of heads holds, as plain values."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from medusa_core.adapters import find_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints.claims import false_claims
 from medusa_core.checkpoints.files import Download, read_json, snapshot
-from medusa_core.checkpoints.layouts import LAYOUTS, LMHeadKind, Part, kind_of
+from medusa_core.checkpoints.layouts import LAYOUTS, LMHeadKind, kind_of
 from medusa_core.checkpoints.reading import find_heads, open_heads, read_heads
 from medusa_core.config import model_location
 
@@ -36,7 +33,8 @@ class HeadsReport:
     rank:         of a low-rank LM head; None without.
     vocab_size:   rows of the LM heads in the file; None where only the base's LM head is used.
     truncated:    whether these rows are only some of the base's tokens.
-    bytes:        of the heads' tensors.
+    dtype:        in which they are used; `is_quantized` says whether the file holds FP8 and scales.
+    bytes:        of the heads' tensors in the file.
     base_model:   as the config names it; None when it names none.
     has_biases:   whether every block has one; missing ones are zeros.
     false_claims: what the config says that the file does not bear out.
@@ -55,6 +53,7 @@ class HeadsReport:
     vocab_size: int | None
     truncated: bool
     dtype: str
+    is_quantized: bool
     bytes: int
     base_model: str | None
     has_biases: bool
@@ -93,7 +92,8 @@ def inspect_heads(source: str, download: Download = snapshot) -> HeadsReport:
         vocab_size=shape.vocab_size if has_rows else None,
         truncated=stored.token_ids is not None,
         dtype=str(stored.dtype).removeprefix("torch."),
-        bytes=_bytes(stored.tensors),
+        is_quantized=stored.is_quantized,
+        bytes=stored.stored_bytes,
         base_model=base_named_by(opened.folder),
         has_biases=stored.has_bias,
         false_claims=tuple(false_claims(config, stored.layout, shape, stored.has_bias)),
@@ -113,10 +113,6 @@ def base_named_by(folder: Path) -> str | None:
         )
         names += [written[1]] if written else []
     return next((name for name in names if isinstance(name, str) and name), None)
-
-
-def _bytes(tensors: Mapping[Part, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _accuracies(calibration: Calibration) -> tuple[HeadAccuracy, ...]:

@@ -1,7 +1,7 @@
 """From stored tensors to draft heads, whichever layout they come in; what does not belong together is refused."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -20,7 +20,7 @@ from medusa_core.checkpoints.files import (
     read_json,
     snapshot,
 )
-from medusa_core.checkpoints.layouts import Part, SortedKeys, head_keys, kind_of, sort_keys
+from medusa_core.checkpoints.layouts import LAYOUTS, Part, SortedKeys, head_keys, kind_of, sort_keys
 from medusa_core.checkpoints.quantized import dequantized
 from medusa_core.checkpoints.shapes import ONE_LM_HEAD, shape_of
 from medusa_core.config import HeadsConfig
@@ -45,6 +45,7 @@ class StoredHeads:
     tensors:   block weights [H, H] and biases [H], LM heads [V, H], low-rank factors [r, H] and [V, r], the extras.
     token_ids: [V] int64, the token behind each row of the LM heads; None when row i is token i.
     has_bias:  whether every block has one.
+    is_quantized: whether weights had scales, which are undone here; `stored_bytes` is what they were with them.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class StoredHeads:
     token_ids: Tensor | None
     has_bias: bool
     is_quantized: bool
+    stored_bytes: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,13 +64,13 @@ class StoredHeads:
         return reduce(torch.promote_types, dtypes)
 
 
-def find_heads(model: str) -> Path | None:
+def find_heads(model: str, cached: Callable[[str], Path | None] = cached_snapshot) -> Path | None:
     """The folder of the heads that a checkpoint carries, itself or its `heads` folder; None when it has none.
 
     Heads among a base model's own tensors are found in the index or the header; no weight is read. A hub id counts
-    as far as it was fetched before.
+    as far as it was fetched before, which `cached` knows.
     """
-    root = Path(model) if Path(model).is_dir() else cached_snapshot(model)
+    root = Path(model) if Path(model).is_dir() else cached(model)
     if root is None:
         return None
     found = (folder for folder in (root / "heads", root) if open_folder(folder, head_keys) is not None)
@@ -118,12 +120,13 @@ def read_heads(stored: StoredTensors) -> StoredHeads:
     blocks = config.num_heads * config.num_layers
     has_bias = sum(part.role == "block" and part.name == "bias" for part in tensors) == blocks
     layout = _layout(keys, config, token_ids, is_quantized)
-    return StoredHeads(stored.path, layout, config, tensors, token_ids, has_bias, is_quantized)
+    stored_bytes = sum(tensor.nbytes for tensor in raw.values())
+    return StoredHeads(stored.path, layout, config, tensors, token_ids, has_bias, is_quantized, stored_bytes)
 
 
 def _layout(keys: SortedKeys, config: HeadsConfig, token_ids: Tensor | None, is_quantized: bool) -> str:
     if keys.style != "numbered":
-        return {"vllm": "vllm", "tensorrt": "tensorrt-llm"}[keys.style]
+        return next(name for name, layout in LAYOUTS.items() if layout.style == keys.style)
     if is_quantized or (keys.has_base and keys.prefix == "medusa_heads"):
         return "modelopt"
     if keys.has_base:

@@ -51,7 +51,7 @@ def _facts(report: dict[str, Any]) -> Table:
         "LM head": LM_HEADS[report["lm_head"]].format(rank=report["rank"]),
         "hidden size": f"{report['hidden_size']:,}",
         "vocabulary": vocabulary,
-        "dtype": report["dtype"],
+        "dtype": report["dtype"] + (", stored in FP8" if report["is_quantized"] else ""),
         "size": _size(report["bytes"]),
         "config": "\n".join(f"falsely claims {claim}" for claim in report["false_claims"]) or "as the file",
     }

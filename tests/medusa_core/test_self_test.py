@@ -12,6 +12,7 @@ from medusa_core.backbone import Forward
 from medusa_core.checkpoints import save_heads
 from medusa_core.config import EngineConfig, HeadsConfig
 from medusa_core.engine import Engine
+from medusa_core.errors import EngineError
 from medusa_core.heads import DraftHeads
 from medusa_core.self_test import HeadCheck, check_heads, diagnose, judge_run, run_length, trial_prompts
 from medusa_core.tree import CandidateTree
@@ -151,6 +152,14 @@ def test_heads_that_look_well_are_no_warning(caplog: pytest.LogCaptureFixture) -
 def test_a_model_that_says_next_to_nothing_is_not_judged_by(caplog: pytest.LogCaptureFixture) -> None:
     assert check_heads(Echo(), never_right(), "some/heads", [(0,)], lambda prompt: [1, 2]) is None
     assert caplog.records == []
+
+
+def test_a_trial_that_fails_is_said_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def write(prompt: tuple[int, ...]) -> list[int]:
+        raise EngineError("the device is gone")
+
+    assert check_heads(Echo(), never_right(), "some/heads", [(0,)], write) is None
+    assert "could not be tried out: the device is gone" in caplog.text
 
 
 def test_a_slow_device_writes_less() -> None:

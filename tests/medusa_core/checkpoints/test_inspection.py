@@ -16,6 +16,7 @@ from tests.medusa_core.checkpoints.public import (
     as_vllm,
     layout_a,
     layout_b,
+    layout_f2,
     state_dict,
 )
 
@@ -37,6 +38,14 @@ def test_every_public_layout_can_be_inspected(tmp_path: Path, name: str) -> None
     PUBLIC[name](tmp_path)
 
     assert inspect_heads(str(tmp_path)).layout == RECOGNISED[name]
+
+
+def test_quantised_heads_are_said_to_be_and_counted_as_they_are_stored(tmp_path: Path) -> None:
+    state = layout_f2(tmp_path)
+    report = inspect_heads(str(tmp_path))
+
+    assert report.is_quantized
+    assert report.bytes < sum(tensor.nbytes for tensor in state.values()) / 2
 
 
 def test_missing_biases_and_a_truncated_vocabulary_are_reported(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_a_base_model_alone_carries_no_heads(tmp_path: Path) -> None:
         load_heads(tmp_path, LM_HEAD)
 
 
+def test_a_hub_id_that_was_fetched_before_carries_what_its_folder_carries(tmp_path: Path) -> None:
+    layout_c(tmp_path)
+    known = {"owner/name": tmp_path}
+
+    assert find_heads("owner/name", known.get) == tmp_path
+    assert find_heads("owner/other", known.get) is None
+
+
 WRAPPED = {
     "data parallel": "module.{}",
     "PEFT": "base_model.model.medusa_head.{}",
