@@ -1,15 +1,14 @@
 """`medusa generate`."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from medusa_core.config import Quantization
 from medusa_core.errors import ConfigurationError
+from server.commands.options import Adapter, ChatTemplate, Device, DType, Heads, MaxContext, Model, Quantize, Threads
 from server.commands.shared import given, one_line_errors
 
 __all__ = ["generate"]
@@ -17,16 +16,16 @@ __all__ = ["generate"]
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer, or with --raw what to continue")],
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder; demo is built in")] = "demo",
-    heads: Annotated[str | None, typer.Option(help="id, folder or file of the draft heads")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    quantize: Annotated[Quantization, typer.Option(help="hold the base's weights in few bits")] = "none",
-    adapter: Annotated[bool, typer.Option(help="merge the adapter that stands beside the heads, if one does")] = True,
-    max_context: Annotated[int | None, typer.Option(min=1, help="tokens of prompt and answer together")] = None,
+    model: Model = "demo",
+    heads: Heads = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    quantize: Quantize = "none",
+    adapter: Adapter = True,
+    max_context: MaxContext = None,
     tree_nodes: Annotated[int | None, typer.Option(min=1, help="nodes of one verified tree")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="Jinja chat template for models without one")] = None,
+    threads: Threads = None,
+    chat_template: ChatTemplate = None,
     raw: Annotated[bool, typer.Option("--raw", help="continue the text instead of answering it as a chat")] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="longest answer; left out: what the context holds")

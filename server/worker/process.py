@@ -173,8 +173,9 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("medusa", "medusa_core"):
         logging.getLogger(name).setLevel(level.upper())
-    # wherever it is installed it warns of each of its kernels that is made for another machine
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    # torchao warns wherever it is installed of each kernel made for another machine, and torch of torchao
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _factory(path: str) -> EngineFactory:

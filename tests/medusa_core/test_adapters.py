@@ -14,7 +14,7 @@ from medusa_core.backbone import ATTENTION, register_attention
 from medusa_core.checkpoints import save_heads
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.engine import Engine
-from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch
+from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch, ModelNotFound
 from medusa_core.loading import load_backbone
 from medusa_core.quantization import judge_model
 from tests.cast import CPU, random_heads, run, tiny_model
@@ -87,6 +87,11 @@ def test_the_adapter_stands_beside_the_heads_in_a_folder_or_a_file(tmp_path: Pat
     (tmp_path / "medusa_lm_head.safetensors").touch()
 
     assert find_adapter(tmp_path) == find_adapter(tmp_path / "medusa_lm_head.safetensors") == tmp_path / "adapter"
+
+
+def test_heads_that_are_nowhere_are_named_with_the_way_out() -> None:
+    with pytest.raises(ModelNotFound, match=r"no heads at 'no/such/heads@main': .*give a folder, a file or a hub id"):
+        find_adapter("no/such/heads@main")
 
 
 @pytest.mark.parametrize(

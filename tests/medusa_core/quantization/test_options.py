@@ -105,11 +105,15 @@ def test_weights_that_a_checkpoint_holds_quantised_are_served_as_they_are(tmp_pa
         load_backbone(str(tmp_path / "int8"), CPU, torch.float32, 128, "int8")
 
 
-def test_an_engine_with_quantised_weights_keeps_to_what_they_let_pay(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.save_pretrained(tmp_path)
+def test_an_engine_with_quantised_weights_says_at_the_start_whether_trees_pay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
 
-    engine = Engine.load(EngineConfig(model=str(tmp_path), quantize="int8"))
+    with caplog.at_level("INFO", "medusa_core.engine"):
+        engine = Engine.load(EngineConfig(model=str(tmp_path), quantize="int8"))
+
+    assert any("Int8WeightOnly weights" in line and "trees pay up to 64 nodes" in line for line in caplog.messages)
 
     assert engine.info.place.quantization == "torchao Int8WeightOnly"
     assert engine.info.tree_nodes == 8
