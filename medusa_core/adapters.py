@@ -7,14 +7,17 @@ import importlib.util
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import PreTrainedModel
 
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch, ModelNotFound
+
+if TYPE_CHECKING:
+    # its module loads every quantiser that is installed, which whoever only looks for an adapter need not wait for
+    from transformers import PreTrainedModel
 
 __all__ = ["ADAPTER_FOLDER", "find_adapter", "merge_adapter"]
 
@@ -42,7 +45,7 @@ def find_adapter(heads: str | Path) -> Path | None:
     return folder if (folder / "adapter_config.json").is_file() else None
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     """The model with an adapter merged into its weights, which are changed in place.
 
     Raises ConfigurationError without peft, HeadsMismatch when the adapter belongs to another base, CheckpointError when
