@@ -1,12 +1,13 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
-from medusa_core.config import SpeculationParams
+from medusa_core.config import SpeculationMode, SpeculationParams
 from medusa_core.drafters import Asked, DrafterSource, DraftState, Grammatical, MedusaDrafter, forced_branch
 from medusa_core.heads import DraftHeads
 from medusa_core.tree import TreeTopology
-from tests.cast import CPU, random_heads
+from tests.cast import CPU, MockBackbone, make_engine, random_heads, run
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
 HIDDEN = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -62,3 +63,19 @@ def test_heads_of_a_truncated_vocabulary_draft_its_tokens_and_of_those_what_the_
 
         assert set(free.tokens[1:].tolist()) <= set(ids.tolist())
         assert {int(token) for token in bound.tokens[bound.used & (bound.depth == 1)]} == {9}
+
+
+@pytest.mark.parametrize("mode", ["tree", "chain"])
+def test_what_truncated_low_rank_heads_propose_never_changes_the_text(mode: SpeculationMode) -> None:
+    model = MockBackbone()
+    heads = DraftHeads.from_base(model.lm_head, 3, lm_head_rank=2, token_ids=torch.tensor([20, 4, 11, 9, 2]))
+    plain = run(make_engine(MockBackbone()), (3, 1, 4), max_tokens=60)
+
+    written = run(
+        make_engine(model, heads.requires_grad_(False)),
+        (3, 1, 4),
+        max_tokens=60,
+        speculation=SpeculationParams(mode),
+    )
+
+    assert written == plain
