@@ -41,7 +41,8 @@ class BenchPlan:
     with_static:   whether static trees run too, which needs calibrated heads.
     with_generate: whether transformers.generate runs too, on a second copy of the model.
     max_tokens:    longest answer.
-    timed_prompts: prompts of each kind that are timed; all are counted.
+    limit:         prompts of each kind that are answered at all; None is all of them.
+    timed_prompts: prompts of each kind that are timed; all that are answered are counted.
     repeats:       how often each of them is timed.
     temperature:   0 is greedy; `seed` serves any other.
     """
@@ -50,14 +51,15 @@ class BenchPlan:
     with_static: bool = True
     with_generate: bool = False
     max_tokens: int = 128
+    limit: int | None = None
     timed_prompts: int = 8
     repeats: int = 3
     temperature: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "timed_prompts", "repeats"):
-            if getattr(self, name) < 1:
+        for name in ("max_tokens", "limit", "timed_prompts", "repeats"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}, it must be at least 1")
         if self.max_tokens < 2:
             raise ConfigurationError("max_tokens is 1, but the first token takes no step; it must be at least 2")
@@ -150,6 +152,8 @@ def bench(
         need_matplotlib()
     codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
+    if plan.limit is not None:
+        read = of_each_kind(read, plan.limit)
     nodes = plan.nodes if plan.nodes is not None else _NODES[choose_device(config.device).type]
     engine = Engine.load(replace(config, tree_nodes=max(nodes)), watch)
     if plan.with_generate and (engine.info.place.quantization != "none" or engine.info.adapter is not None):

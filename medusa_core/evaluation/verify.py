@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError
 from medusa_core.evaluation.answers import EnginePeer, Watch, unwatched
-from medusa_core.evaluation.prompts import Prompt, fitting, read_prompts
+from medusa_core.evaluation.prompts import Prompt, fitting, of_each_kind, read_prompts
 from medusa_core.generation import GenerationRequest
-from medusa_core.sampling import SamplingParams
+from medusa_core.sampling import SamplingParams, gumbel_noise, noise_key
 from medusa_core.text import TextCodec
 
 __all__ = ["Divergence", "VerifyPlan", "VerifyReport", "verify", "verify_answers"]
@@ -23,15 +25,19 @@ class VerifyPlan:
 
     temperatures: each prompt is answered once at each; 0 is greedy, any other draws with `seed`.
     max_tokens:   longest answer.
+    limit:        prompts of each kind that are answered; None is all of them.
     """
 
     temperatures: tuple[float, ...] = (0.0, 1.0)
     seed: int = 0
     max_tokens: int = 128
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
             raise ConfigurationError(f"max_tokens is {self.max_tokens}, it must be at least 2")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigurationError(f"limit is {self.limit}, it must be at least 1")
         if not self.temperatures or any(not 0.0 <= temperature <= 2.0 for temperature in self.temperatures):
             raise ConfigurationError(f"temperatures must be from 0 to 2, got {list(self.temperatures)}")
 
@@ -43,8 +49,9 @@ class Divergence:
     line:        of the prompt in its file.
     index:       of the token in the answer, from 0.
     plain, tree: token ids; None where that answer has ended.
-    logit_gap:   by how much plain decoding finds its own token likelier than the other, in logits before sampling;
-                 None where one answer has ended.
+    logit_gap:   by how much the model's logit of plain decoding's token exceeds the other's; None where one has ended.
+    margin:      the same of what decided, the logits by temperature with the noise of this position; the logit gap
+                 itself when greedy. A near-tie is a margin that rounding explains.
     """
 
     line: int
@@ -55,6 +62,7 @@ class Divergence:
     plain_text: str
     tree_text: str
     logit_gap: float | None
+    margin: float | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ def verify(
     """Load a model with its heads and compare every answer; raises ConfigurationError where there are no heads."""
     codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
+    if plan.limit is not None:
+        read = of_each_kind(read, plan.limit)
     engine = Engine.load(config, watch)
     chosen = fitting(read, engine.info.max_context, plan.max_tokens)
     return verify_answers(engine, codec, chosen, plan, len(read) - len(chosen), watch)
@@ -126,7 +136,7 @@ def verify_answers(
             seconds[index] += answer.seconds
             emitted[index] += answer.step_tokens
         steps, tokens = steps + len(pair[1].step_seconds), tokens + len(pair[0].tokens)
-        found = _first_divergence(engine, codec, prompt, temperature, pair[0].tokens, pair[1].tokens)
+        found = _first_divergence(engine, codec, prompt, sampling, pair[0].tokens, pair[1].tokens)
         if found is not None:
             divergences.append(found)
     return VerifyReport(
@@ -150,7 +160,7 @@ def _first_divergence(
     engine: Engine,
     codec: TextCodec,
     prompt: Prompt,
-    temperature: float,
+    sampling: SamplingParams,
     plain: tuple[int, ...],
     tree: tuple[int, ...],
 ) -> Divergence | None:
@@ -163,21 +173,33 @@ def _first_divergence(
     if index is None:
         return None
     one, other = pairs[index]
-    gap = _logit_gap(engine, (*prompt.tokens, *plain[:index]), one, other)
+    gap = margin = None
+    if one is not None and other is not None:
+        prefix = (*prompt.tokens, *plain[:index])
+        gap = _logit_gap(engine, prefix, one, other)
+        margin = _margin(gap, sampling, len(prefix), one, other, engine.info.vocab_size)
     texts = ["the end" if token is None else codec.decode([token], skip_special_tokens=False) for token in (one, other)]
-    return Divergence(prompt.line, temperature, index, one, other, texts[0], texts[1], gap)
+    return Divergence(prompt.line, sampling.temperature, index, one, other, texts[0], texts[1], gap, margin)
 
 
-def _logit_gap(engine: Engine, prefix: tuple[int, ...], one: int | None, other: int | None) -> float | None:
+def _logit_gap(engine: Engine, prefix: tuple[int, ...], one: int, other: int) -> float:
     """How much likelier the model finds one token than another behind a prefix, computed anew as plain decoding does.
 
     A difference of log-probabilities is one of logits.
     """
-    if one is None or other is None:
-        return None
     everything = engine.info.vocab_size
     request = GenerationRequest(prefix, SamplingParams(temperature=0.0), max_tokens=1, top_logprobs=everything)
     (delta,) = engine.generate(request)
     assert delta.logprobs is not None, "they were asked for"
     logprobs = dict(delta.logprobs[0].top)
     return logprobs[one] - logprobs[other]
+
+
+def _margin(gap: float, sampling: SamplingParams, position: int, one: int, other: int, vocab_size: int) -> float:
+    """The gap as the draw at an absolute position sees it."""
+    if sampling.temperature == 0.0:
+        return gap
+    assert sampling.seed is not None, "what is compared is seeded"
+    key = torch.tensor(noise_key(sampling.seed, sampling.choice))
+    noise = gumbel_noise(key, torch.tensor([position]), vocab_size)[0]
+    return gap / sampling.temperature + float(noise[one] - noise[other])

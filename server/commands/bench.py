@@ -14,6 +14,7 @@ from server.commands.options import (
     Device,
     DType,
     Heads,
+    Limit,
     MaxContext,
     Model,
     Quantize,
@@ -39,6 +40,7 @@ def bench(
     generate: Annotated[
         bool, typer.Option("--generate", help="transformers.generate too, on a second copy of the model")
     ] = False,
+    limit: Limit = None,
     max_tokens: Tokens = None,
     timed: Annotated[int | None, typer.Option(min=1, help="prompts of each kind that are timed; all count")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="how often each of them is timed")] = None,
@@ -71,6 +73,7 @@ def bench(
             "with_static": static,
             "with_generate": generate,
             "max_tokens": max_tokens,
+            "limit": limit,
             "timed_prompts": timed,
             "repeats": repeats,
             "temperature": temperature,

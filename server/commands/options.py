@@ -14,6 +14,7 @@ __all__ = [
     "DType",
     "Device",
     "Heads",
+    "Limit",
     "MaxContext",
     "Model",
     "Quantize",
@@ -31,6 +32,9 @@ Adapter = Annotated[bool, typer.Option(help="merge the adapter that stands besid
 MaxContext = Annotated[int | None, typer.Option(min=1, help="tokens of prompt and answer together")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; left out: all cores but one")]
 ChatTemplate = Annotated[Path | None, typer.Option(help="Jinja chat template for models without one")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="answer only the first so many conversations, and so many texts")
+]
 Tokens = Annotated[int | None, typer.Option(min=2, help="longest answer, in tokens")]
 
 

@@ -14,6 +14,7 @@ from server.commands.options import (
     Device,
     DType,
     Heads,
+    Limit,
     MaxContext,
     Model,
     Quantize,
@@ -38,6 +39,7 @@ def verify(
         list[float] | None, typer.Option(min=0, max=2, help="may be given several times; left out: 0 and 1")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="for temperatures above 0")] = None,
+    limit: Limit = None,
     max_tokens: Tokens = None,
     tree_nodes: Annotated[int | None, typer.Option(min=2, help="nodes of one verified tree")] = None,
     tree: Annotated[str, typer.Option(help="dynamic or static")] = "dynamic",
@@ -64,7 +66,9 @@ def verify(
 
         prompts = prompts if prompts is not None else default_prompts(model, "--prompts")
         temperatures = tuple(temperature) if temperature else None
-        plan = VerifyPlan(**given({"temperatures": temperatures, "seed": seed, "max_tokens": max_tokens}))
+        plan = VerifyPlan(
+            **given({"temperatures": temperatures, "seed": seed, "max_tokens": max_tokens, "limit": limit})
+        )
         config = EngineConfig(
             model=model,
             heads=heads,
@@ -103,13 +107,14 @@ def verify(
 def _table(report: Any) -> Table:
     """Where answers first depart from plain decoding's."""
     hidden = len(report.divergences) - SHOWN_DIVERGENCES
+    more = f"; {hidden} more are not shown" if hidden > 0 else ""
     table = Table(
         title="First token of each answer that differs",
-        caption=f"and {hidden} more" if hidden > 0 else None,
+        caption=f"margin: the logit gap by temperature, with the noise of the draw; near 0 is a near-tie{more}",
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("line", "temperature", "token", "plain", "tree", "logit gap"):
+    for name in ("line", "temperature", "token", "plain", "tree", "logit gap", "margin"):
         table.add_column(name, justify="left" if name in ("plain", "tree") else "right")
     for found in report.divergences[:SHOWN_DIVERGENCES]:
         table.add_row(
@@ -120,6 +125,6 @@ def _table(report: Any) -> Table:
                 escape(text if token is None else f"{token} {text!r}")
                 for token, text in ((found.plain, found.plain_text), (found.tree, found.tree_text))
             ),
-            "-" if found.logit_gap is None else f"{found.logit_gap:.4f}",
+            *("-" if value is None else f"{value:.4f}" for value in (found.logit_gap, found.margin)),
         )
     return table

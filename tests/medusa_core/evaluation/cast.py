@@ -14,9 +14,9 @@ PROMPTS = [Prompt(1, "chat", (3, 1, 4, 1, 5)), Prompt(2, "text", (2, 7, 1, 8)), 
 CALIBRATION = Calibration(((0.5, 0.2, 0.1),) * 3, (9, 8, 7), (1.0, 1.0, 1.0))
 
 
-def mock_engine(tree_nodes: int = 8, has_heads: bool = True) -> Engine:
+def mock_engine(tree_nodes: int = 8, has_heads: bool = True, sharpness: float = 4.0) -> Engine:
     """An engine that costs nothing, whose float64 sums are exact."""
-    backbone = MockBackbone()
+    backbone = MockBackbone(sharpness=sharpness)
     return make_engine(backbone, random_heads(backbone.lm_head) if has_heads else None, tree_nodes)
 
 

@@ -108,13 +108,14 @@ def test_a_sampled_comparison_draws_the_same_tokens_with_every_tree() -> None:
 
 def test_a_model_on_disk_is_compared_and_its_report_and_pictures_are_written(tmp_path: Path) -> None:
     folder, prompts, out = saved_model(tmp_path / "model"), saved_prompts(tmp_path), tmp_path / "report"
-    plan = BenchPlan(nodes=(4, 8), max_tokens=8, timed_prompts=1, repeats=1, with_generate=True)
+    plan = BenchPlan(nodes=(4, 8), max_tokens=8, timed_prompts=1, repeats=1, with_generate=True, limit=1)
 
     report = bench(EngineConfig(model=str(folder), num_threads=1), prompts, plan, out=out)
 
     names = ["transformers.generate", "plain", "static N=4", "static N=8", "dynamic N=4", "dynamic N=8"]
     assert [result.peer for result in report.peers] == names
     assert report.document()["answers_differing"] == {}
+    assert report.prompts == {"chat": 1, "text": 1}
     assert json.loads((out / "bench.json").read_text())["peers"][2]["peer"] == "static N=4"
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "latency.png", "speed.png"]
 
@@ -124,6 +125,7 @@ def test_a_model_on_disk_is_compared_and_its_report_and_pictures_are_written(tmp
     [
         ({"max_tokens": 1}, "at least 2"),
         ({"repeats": 0}, "repeats is 0"),
+        ({"limit": 0}, "limit is 0"),
         ({"nodes": (1, 4)}, "trees have 2 nodes at least"),
         ({"with_generate": True, "temperature": 1.0}, "greedily"),
     ],

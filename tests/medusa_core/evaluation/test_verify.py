@@ -58,7 +58,19 @@ def test_the_first_divergence_is_told_with_its_place_its_tokens_and_how_close_th
     for found in report.divergences:
         assert found.plain is not None and found.tree == (found.plain + 1) % 23
         assert found.logit_gap is not None and found.logit_gap > 0.0  # greedy: plain decoding's token is the likeliest
+        assert found.margin == found.logit_gap
     assert report.has_failed
+
+
+def test_the_margin_of_a_drawn_token_knows_the_noise_that_decided(codec: TextCodec) -> None:
+    slipping: Engine = Slipping(mock_engine(sharpness=0.5))  # type: ignore[assignment]
+    plan = VerifyPlan(temperatures=(0.7, 1.0, 2.0), seed=5, max_tokens=12)
+
+    found = verify_answers(slipping, codec, PROMPTS, plan).divergences
+
+    assert len(found) == 9
+    assert all(one.margin is not None and one.margin > 0.0 for one in found)  # plain decoding drew it: it led
+    assert any(one.logit_gap is not None and one.logit_gap < 0.0 for one in found)  # though it was not the likeliest
 
 
 def test_in_bfloat16_a_divergence_is_told_and_breaks_no_promise(codec: TextCodec) -> None:
@@ -88,9 +100,10 @@ def test_prompts_that_leave_no_room_are_counted_as_skipped(tmp_path: Path) -> No
     report = verify(config, prompts, VerifyPlan(max_tokens=10))
 
     assert (report.prompts, report.skipped) == (1, 2)
+    assert verify(config, prompts, VerifyPlan(max_tokens=10, limit=1)).skipped == 1
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": 1}, {"temperatures": ()}, {"temperatures": (3.0,)}])
+@pytest.mark.parametrize("wrong", [{"max_tokens": 1}, {"limit": 0}, {"temperatures": ()}, {"temperatures": (3.0,)}])
 def test_a_plan_without_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         VerifyPlan(**wrong)  # type: ignore[arg-type]
