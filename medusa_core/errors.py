@@ -17,6 +17,7 @@ MedusaError
     UnsupportedModel        an architecture tree decoding cannot drive
     HeadsMismatch           heads that do not fit the base model
   ConfigurationError        an option or variable that cannot be honoured; refuse to start
+  QualityLost               training would cost the model more than was allowed; nothing is written
   EngineError               ours, 500; the request is told and the server lives on
     WorkerDied              the process that owns the device is gone
 
@@ -35,6 +36,7 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "PromptTooLong",
+    "QualityLost",
     "QueueFull",
     "QueueTimeout",
     "RequestError",
@@ -164,6 +166,17 @@ class HeadsMismatch(CheckpointError):
 
 class ConfigurationError(MedusaError):
     """An option or variable that cannot be honoured."""
+
+
+class QualityLost(MedusaError):
+    """Training made the base model worse than it may become."""
+
+    def __init__(self, change_percent: float, limit_percent: float) -> None:
+        super().__init__(
+            f"held-out perplexity rose by {change_percent:.2f} %, at most {limit_percent:g} % are allowed, so nothing is "
+            "written; lower the learning rate or the heads' weight, or raise --max-perplexity-percent and start the "
+            "same command again: the trained state is kept"
+        )
 
 
 class EngineError(MedusaError):

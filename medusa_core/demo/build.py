@@ -6,7 +6,6 @@ Every stage leaves its result in the work folder and is skipped or resumed when 
 import argparse
 import json
 import logging
-import random
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from medusa_core.calibration import CALIBRATION_FILE
 from medusa_core.checkpoints import load_heads, save_heads
 from medusa_core.demo.card import measure_demo, model_card
 from medusa_core.demo.chat import ChatMaker, ChatMix, Message
 from medusa_core.demo.corpus import Corpus, Entry, build_corpus
-from medusa_core.demo.joint import JointPlan, train_jointly
 from medusa_core.demo.measure import ANSWER_TOKENS, CONTINUATION_TOKENS
 from medusa_core.demo.package import assemble, export_model
-from medusa_core.demo.packing import JudgedRows, Mixture, chat_ids, pack, pack_examples, source_ids
-from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, evaluate, pretrain, steps_done
+from medusa_core.demo.packing import Mixture, chat_ids, pack, source_ids
+from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model, evaluate, pretrain
 from medusa_core.demo.prompts import distillation_prompts, held_out_prompts, source_texts
 from medusa_core.demo.tokenizer import train_tokenizer
 from medusa_core.loading import choose_device
@@ -32,10 +31,14 @@ from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads
 from medusa_core.training.distill import DistillPlan, distill
 from medusa_core.training.encoding import Example, encode, read_examples
-from medusa_core.training.progress import progress_bar
+from medusa_core.training.loop import STATE, LoopPlan, fit
+from medusa_core.training.medusa2 import JointRecipe
+from medusa_core.training.packing import Examples, PackedRows
+from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
 from medusa_core.training.records import Message as Turn
 from medusa_core.training.records import Record, read_records
-from medusa_core.training.trainer import TrainPlan, batches, split_held_out, train
+from medusa_core.training.trainer import train
+from medusa_core.training.workers import Alone
 
 __all__ = [
     "as_record",
@@ -45,7 +48,7 @@ __all__ = [
     "heads_stage",
     "held_out_losses",
     "held_out_rows",
-    "joint_rows",
+    "joint_examples",
     "joint_stage",
     "last_tokens",
     "main",
@@ -65,11 +68,21 @@ JOINT_PASSES = {"known": 1, "invented": 2, "beginnings": 1}
 """How often joint training sees the model's own answers of each kind; the unknown is what heads find hardest."""
 JOINT_CONVERSATION_PASSES = 2
 EVALUATION_ROWS = 16
+LONGEST_ANSWER = 2048
 WATCHED = {"conversations": "chat", "source": "source"}
 DISTILL_BATCH = 128
-HELD_OUT_PERCENT = 2.0
 HEADS_PLAN = TrainPlan(
-    num_heads=4, num_layers=1, shared_lm_head=False, epochs=4, learning_rate=1e-2, tokens_per_batch=4096, compile=True
+    shared_lm_head=False,
+    epochs=4,
+    learning_rate=1e-2,
+    max_length=512,
+    rows_per_pass=8,
+    passes_per_step=1,
+    compile=True,
+)
+# What is trained is the whole base, on its own answers and on the truth: it has little to lose and much to learn.
+JOINT = JointPlan(
+    epochs=2, learning_rate=5e-4, heads_rate=3.0, heads_weight=0.6, self_distilled=False, adapter_rank=None
 )
 
 
@@ -99,14 +112,7 @@ def pretrain_stage(
     """Train the base model."""
     model = build_model(ModelShape(), tokenizer, plan.seed)
     mixture, watched = training_mixture(corpus, tokenizer, plan), held_out_rows(corpus, tokenizer, plan)
-    done = steps_done(work / "pretrain")
-    with progress_bar("pre-training", plan.steps, done, "step") as bar:
-
-        def show(loss: float) -> None:
-            bar.update(1)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-
-        pretrain(model, mixture, watched, plan, work / "pretrain", device, show)
+    pretrain(model, mixture, watched, plan, work / "pretrain", device)
 
 
 def training_mixture(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan) -> Mixture:
@@ -140,8 +146,8 @@ def export_stage(work: Path, tokenizer: PreTrainedTokenizerFast, plan: PretrainP
     folder = work / "model"
     if not (folder / "generation_config.json").exists():
         model = build_model(ModelShape(), tokenizer, plan.seed)
-        state = torch.load(work / "pretrain" / "state.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+        state = torch.load(work / "pretrain" / STATE, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["modules"]["model"], strict=False)  # the tied LM head is not kept twice
         export_model(model, tokenizer, folder)
     return folder
 
@@ -169,56 +175,56 @@ def distill_stage(folder: Path, corpus: Corpus, model: Path, seed: int, device: 
 def heads_stage(folder: Path, model: Path, data: Path, plan: TrainPlan, device: str) -> Path:
     """Train and calibrate heads on the frozen base."""
     heads = folder / "heads"
-    if not (heads / "calibration.json").exists():
+    if not (heads / CALIBRATION_FILE).exists():
         train(str(model), data, heads, plan, device)
     return heads
 
 
 def joint_stage(
-    folder: Path, corpus: Corpus, model: Path, heads: Path, plan: JointPlan, device: torch.device
+    folder: Path, corpus: Corpus, model: Path, heads: Path, plan: TrainPlan, joint: JointPlan, device: torch.device
 ) -> tuple[Path, Path]:
     """Train base and heads together on the folder's answers; writes and returns the new model's and heads' folders."""
     new_model, new_heads = folder / "model", folder / "joint_heads"
-    if (new_heads / "calibration.json").exists():
+    if (new_heads / CALIBRATION_FILE).exists():
         return new_model, new_heads
     base = FrozenBase.load(str(model), device)
-    base_model, tokenizer = cast(Any, base.model), cast(Any, base.tokenizer)
+    base_model = cast(Any, base.model)
     base_model.float().requires_grad_(True)
     trained = load_heads(heads, base.lm_head).float().requires_grad_(True)
-    rows = joint_rows(folder, corpus, tokenizer, plan, trained.config.num_heads)
-    with progress_bar("joint training", plan.steps, steps_done(folder / "joint"), "step") as bar:
-
-        def show(own: float, ahead: float) -> None:
-            bar.update(1)
-            bar.set_postfix_str(f"loss {own:.3f}, heads {ahead:.3f}", refresh=False)
-
-        train_jointly(base_model, trained, rows, plan, folder / "joint", device, show)
-    export_model(base_model, tokenizer, new_model)
+    examples, held_out = joint_examples(folder, corpus, base.tokenizer, plan, trained.config.num_heads)
+    rows = PackedRows.pack(examples, plan.max_length, plan.seed)
+    measured = PackedRows.pack(held_out, plan.max_length, plan.seed)
+    recipe = JointRecipe(base, None, trained.train(), rows, measured, plan, joint, Alone(device))
+    loop = LoopPlan("joint training", recipe.steps, plan.gradient_norm, plan.save_every, None, None)
+    fit(recipe, loop, folder / "joint", fingerprint(plan, joint, rows.examples.digest()), Alone(device))
+    export_model(base_model, cast(Any, base.tokenizer), new_model)
     save_heads(new_heads, trained.requires_grad_(False), str(new_model))
     rounded = FrozenBase.load(str(new_model), torch.device("cpu"))
-    _, measured = split_held_out(list(read_examples(folder / "heads.jsonl", tokenizer, 2048)), HELD_OUT_PERCENT)
-    calibrated = calibrate_heads(rounded, trained.cpu(), batches(measured, plan.tokens_per_step, seed=0))
-    calibrated.save(new_heads / "calibration.json")
+    calibrated = calibrate_heads(rounded, trained.cpu(), measured.in_order(plan.rows_per_pass))
+    calibrated.save(new_heads / CALIBRATION_FILE)
     return new_model, new_heads
 
 
-def joint_rows(
-    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, plan: JointPlan, num_heads: int
-) -> JudgedRows:
-    """The model's own answers that ended, its continuations, and the conversations with the true answers.
+def joint_examples(
+    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, plan: TrainPlan, num_heads: int
+) -> tuple[Examples, Examples]:
+    """What base and heads are trained on together, and what measures them.
 
-    What calibration measures on is left out.
+    The model's own answers that ended, its continuations, and the conversations with the true answers. Measured is on
+    a part of the answers that heads were trained on, which the first part leaves out.
     """
     examples: list[Example] = []
     for kind, passes in JOINT_PASSES.items():
         answered = [r for r in read_records(folder / f"{kind}_answered.jsonl") if r.text is not None or not r.is_cut]
-        kept, _ = split_held_out([encode(record, tokenizer) for record in answered], HELD_OUT_PERCENT)
-        examples += [last_tokens(example, plan.length - 1, num_heads) for example in kept] * passes
+        own = Examples.of(encode(record, tokenizer) for record in answered)
+        kept, _ = own.split(plan.held_out_percent)
+        examples += [last_tokens(example, plan.max_length, num_heads) for example in kept] * passes
     maker = ChatMaker(trained_entries(corpus), ChatMix(), seed=7)
     talks = [messages for _ in range(JOINT_CONVERSATION_PASSES) for messages in maker.epoch()]
-    examples += split_held_out([encode(as_record(messages), tokenizer) for messages in talks], HELD_OUT_PERCENT)[0]
-    random.Random(plan.seed).shuffle(examples)
-    return pack_examples(examples, plan.length, cast(int, tokenizer.pad_token_id), plan.seed + 11)
+    said = Examples.of(encode(as_record(messages), tokenizer) for messages in talks)
+    examples += said.split(plan.held_out_percent)[0]
+    answers = Examples.of(read_examples(folder / "heads.jsonl", tokenizer, LONGEST_ANSWER))
+    return Examples.of(examples), answers.split(plan.held_out_percent)[1]
 
 
 def last_tokens(example: Example, length: int, num_heads: int) -> Example:
@@ -272,20 +278,19 @@ def main() -> None:
     if options.until == "pretrain":
         return
     model = export_stage(work, tokenizer, plan)
-    joint_plan = replace(JointPlan(), compile=not options.no_compile)
     heads: Path | None = None
     for number in range(1, ROUNDS + 1):
         folder = work / f"round{number}"
         data = distill_stage(folder, corpus, model, number, options.device)
         if heads is None:
             heads = heads_stage(folder, model, data, heads_plan, options.device)
-        model, heads = joint_stage(folder, corpus, model, heads, joint_plan, device)
+        model, heads = joint_stage(folder, corpus, model, heads, heads_plan, JOINT, device)
     assert heads is not None, "there is a first round"
     out: Path = options.out if options.out is not None else work / "checkpoint"
     assemble(model, heads, out)
     write_lines(out.parent / "held_out.jsonl", held_out_prompts(corpus))
     results = measure_demo(out, corpus, held_out_losses(out, corpus, plan))
-    (out / "README.md").write_text(model_card(corpus, plan, heads_plan, joint_plan, results), encoding="utf-8")
+    (out / "README.md").write_text(model_card(corpus, plan, heads_plan, JOINT, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import transformers
 
 from medusa_core.calibration import Calibration
 from medusa_core.demo.corpus import Corpus, Entry, draw
-from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.measure import ANSWER_TOKENS, CONTINUATION_TOKENS, TREE_NODES, Measurer, Speculated
 from medusa_core.demo.pretrain import PretrainPlan
 from medusa_core.demo.prompts import HELD_OUT_PREFIXES, HELD_OUT_QUESTIONS, held_out_prompts
-from medusa_core.training.trainer import TrainPlan
+from medusa_core.training.plan import JointPlan, TrainPlan
 
 __all__ = ["Results", "is_recalled", "measure_demo", "model_card"]
 
@@ -105,8 +104,8 @@ def model_card(corpus: Corpus, pretraining: PretrainPlan, heads: TrainPlan, join
         f"half source, Muon and AdamW. The model then answered {QUESTIONS} itself (greedy),",
         f"and {heads.num_heads} heads of {_counted(heads.num_layers, 'residual block')} with",
         f"{'the shared' if heads.shared_lm_head else 'their own'} LM heads were trained on these answers and on some",
-        f"original source: Medusa-1, {heads.epochs} passes. Then base and heads were trained together for",
-        f"{joint.steps} steps of {joint.tokens_per_step} tokens, the heads' loss weighing {joint.heads_weight}",
+        f"original source: Medusa-1, {heads.epochs} passes. Then base and heads were trained together in",
+        f"{joint.epochs} passes over more of both, the heads' loss weighing {joint.heads_weight}",
         "(Medusa-2's idea, without the adapters): the base remembers what it learnt, and its hidden states look",
         "further ahead. Answering and joint training were done twice, so that the second time the heads learnt from",
         "the answers of a base made for them.",

@@ -1,6 +1,6 @@
 """Token rows for pre-training: whole conversations packed together, and windows of the source text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from medusa_core.demo.chat import ChatMaker
 from medusa_core.demo.corpus import Document
-from medusa_core.training.encoding import Example
 
-__all__ = ["JudgedRows", "Mixture", "chat_ids", "labels_for", "pack", "pack_examples", "shuffled_index", "source_ids"]
+__all__ = ["Mixture", "chat_ids", "labels_for", "pack", "shuffled_index", "source_ids"]
 
 Ids = NDArray[np.uint16]
 OPEN_ROWS = 32
@@ -78,32 +77,6 @@ class Mixture:
         draws = np.random.default_rng((self.seed, step)).integers(0, len(self.source) - length, rows - chat_rows)
         windows = self.source[draws[:, None] + np.arange(length)]
         return torch.from_numpy(np.concatenate([chat, windows]).astype(np.int64))
-
-
-@dataclass(frozen=True)
-class JudgedRows:
-    """Packed examples; batch number i is a function of (seed, i), so a run resumes exactly.
-
-    tokens: [rows, length]; judged: [rows, length] bool, the tokens that a loss may ask for.
-    """
-
-    tokens: Ids
-    judged: NDArray[np.bool_]
-    seed: int
-
-    def batch(self, step: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Token ids [rows, length] int64 and which are judged [rows, length]; all rows once before one comes twice."""
-        count = len(self.tokens)
-        order = [shuffled_index(index, count, self.seed) for index in range(step * rows, (step + 1) * rows)]
-        return torch.from_numpy(self.tokens[order].astype(np.int64)), torch.from_numpy(self.judged[order])
-
-
-def pack_examples(examples: Sequence[Example], length: int, filler: int, seed: int) -> JudgedRows:
-    """Whole examples packed into rows of `length` tokens; fillers are not judged. Longer examples are cut."""
-    tokens = pack([list(example.tokens) for example in examples], length, filler)
-    # What lands where depends on lengths alone, so the marks take the places of their tokens.
-    judged = pack([list(map(int, example.judged)) for example in examples], length, 0)
-    return JudgedRows(tokens, judged.astype(np.bool_), seed)
 
 
 def shuffled_index(index: int, count: int, seed: int) -> int:

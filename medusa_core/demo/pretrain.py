@@ -1,14 +1,9 @@
 """Pre-training of the demo model: Muon for the matrices, AdamW for the rest, a constant rate that decays at the end."""
 
-import json
-import logging
 import math
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +11,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medusa_core.demo.packing import Mixture, labels_for
+from medusa_core.training.loop import LoopPlan, fit
+from medusa_core.training.plan import fingerprint
 from medusa_core.training.precision import mixed_precision
+from medusa_core.training.workers import Alone
 
 __all__ = [
     "ModelShape",
     "PretrainPlan",
+    "PretrainRecipe",
     "build_model",
     "decay_steps",
     "evaluate",
@@ -29,10 +28,8 @@ __all__ = [
     "optimizers",
     "pretrain",
     "rate",
-    "steps_done",
 ]
 
-log = logging.getLogger(__name__)
 IGNORED = -100
 
 
@@ -126,6 +123,51 @@ def language_loss(model: LlamaForCausalLM, tokens: Tensor, filler: int) -> Tenso
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
+class PretrainRecipe:
+    """Steps of the base model on its mixture; long rows now and then, more conversations while the rate falls."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        mixture: Mixture,
+        held_out: dict[str, Tensor],
+        plan: PretrainPlan,
+        device: torch.device,
+    ) -> None:
+        """Held-out token ids [B, T] by name are measured now and then."""
+        self._model, self._mixture, self._held_out, self._plan, self._device = model, mixture, held_out, plan, device
+        self._optimizers = optimizers(model, plan)
+        self._loss = torch.compile(language_loss) if plan.compile else language_loss
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """See Recipe.modules."""
+        return {"model": self._model}
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """See Recipe.optimizers."""
+        return self._optimizers
+
+    def rate(self, step: int) -> float:
+        """See Recipe.rate."""
+        return rate(step, self._plan)
+
+    def accumulate(self, step: int) -> Mapping[str, float]:
+        """See Recipe.accumulate."""
+        plan, mixture = self._plan, self._mixture
+        length = plan.long_length if step % plan.long_every == plan.long_every - 1 else plan.length
+        seen = replace(mixture, chat_share=plan.decay_chat_share) if is_decaying(step, plan) else mixture
+        tokens = seen.batch(step, plan.tokens_per_step, length).to(self._device)
+        with mixed_precision(self._device):
+            loss = self._loss(self._model, tokens, mixture.filler)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": float(loss.detach())}
+
+    def evaluate(self) -> Mapping[str, float | list[float]]:
+        """See Recipe.evaluate."""
+        rows = self._held_out.items()
+        return {f"held_out_{name}": evaluate(self._model, each, self._mixture.filler) for name, each in rows}
+
+
 def pretrain(
     model: LlamaForCausalLM,
     mixture: Mixture,
@@ -133,42 +175,16 @@ def pretrain(
     plan: PretrainPlan,
     folder: Path,
     device: torch.device,
-    on_step: Callable[[float], None],
 ) -> None:
-    """Train in place, resuming from the folder's last checkpoint when there is one.
+    """Train in place, going on from the folder's last state when there is one.
 
-    held_out: token ids [B, T] by name, measured now and then. on_step receives the loss of each step.
+    held_out: token ids [B, T] by name, measured now and then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model.to(device)  # type: ignore[arg-type]
-    optims = optimizers(model, plan)
-    done = _resume(model, optims, folder, device)
-    train_loss = torch.compile(language_loss) if plan.compile else language_loss
-    started, seen = time.monotonic(), 0
-    for step in range(done, plan.steps):
-        length = plan.long_length if step % plan.long_every == plan.long_every - 1 else plan.length
-        seen_now = replace(mixture, chat_share=plan.decay_chat_share) if is_decaying(step, plan) else mixture
-        tokens = seen_now.batch(step, plan.tokens_per_step, length).to(device)
-        for optim, full in zip(optims, (plan.matrix_lr, plan.other_lr), strict=True):
-            optim.param_groups[0]["lr"] = full * rate(step, plan)
-        with mixed_precision(device):
-            loss = train_loss(model, tokens, mixture.filler)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), plan.gradient_norm)
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        seen += tokens.numel()
-        value = float(loss.detach())
-        on_step(value)
-        record: dict[str, Any] = {"step": step + 1, "loss": round(value, 4), "lr": round(rate(step, plan), 4)}
-        record["tokens_per_s"] = round(seen / (time.monotonic() - started))
-        if (step + 1) % plan.evaluate_every == 0 or step + 1 == plan.steps:
-            record |= {f"held_out_{name}": evaluate(model, rows, mixture.filler) for name, rows in held_out.items()}
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            _save(model, optims, step + 1, folder)
+    recipe = PretrainRecipe(model, mixture, held_out, plan, device)
+    loop = LoopPlan("pre-training", plan.steps, plan.gradient_norm, plan.save_every, plan.evaluate_every, None)
+    # the number of steps may be another when a run goes on
+    fit(recipe, loop, folder, fingerprint(str(replace(plan, steps=0))), Alone(device))
 
 
 @torch.no_grad()
@@ -179,28 +195,3 @@ def evaluate(model: LlamaForCausalLM, rows: Tensor, filler: int) -> float:
     with mixed_precision(device):
         losses = [float(language_loss(model, part.to(device), filler)) for part in parts]
     return round(sum(losses) / len(losses), 4)
-
-
-def steps_done(folder: Path) -> int:
-    """Steps of the last checkpoint in the folder; 0 without one."""
-    path = folder / "state.pt"
-    return int(torch.load(path, map_location="cpu", weights_only=True)["step"]) if path.exists() else 0
-
-
-def _save(model: nn.Module, optims: list[torch.optim.Optimizer], step: int, folder: Path) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimizers": [optim.state_dict() for optim in optims]}
-    partial = folder / "state.pt.partial"
-    torch.save(state, partial)
-    os.replace(partial, folder / "state.pt")
-
-
-def _resume(model: nn.Module, optims: list[torch.optim.Optimizer], folder: Path, device: torch.device) -> int:
-    path = folder / "state.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optim, saved in zip(optims, state["optimizers"], strict=True):
-        optim.load_state_dict(saved)
-    log.info("resuming after step %d", state["step"])
-    return int(state["step"])

@@ -1,80 +1,139 @@
-"""The frozen base model as training sees it: whole sequences in, last hidden states out."""
+"""The base model as training sees it: whole sequences in, hidden states out, and what the LM head makes of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_core.config import model_location
 from medusa_core.errors import ModelNotFound
-from medusa_core.training.encoding import Example
+from medusa_core.loading import default_context, fix_longrope, read_config
+from medusa_core.quantization import quantization_arguments
+from medusa_core.training.packing import Batch
+from medusa_core.training.tokenizer import load_data_tokenizer
 
-__all__ = ["FrozenBase", "collate"]
+__all__ = ["FrozenBase"]
+
+# Differences between a packed and a lone example that rounding explains, in units of the largest hidden value.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """A base model that is only read.
+    """A base model, frozen as loaded.
 
-    name: as the user gave it; recorded with the heads.
+    name:  as the user gave it; recorded with the heads.
+    packs: whether it tells examples in one row apart by their positions, as a trial pass found out.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    packs: bool
 
     @classmethod
-    def load(cls, name: str, device: torch.device) -> Self:
-        """Load model and tokenizer; float32 on a CPU, the checkpoint's own dtype on CUDA."""
+    def load(
+        cls,
+        name: str,
+        device: torch.device,
+        quantize: str = "none",
+        is_spread: bool = False,
+        chat_template: Path | None = None,
+    ) -> Self:
+        """Load model and tokenizer; float32 on a CPU, the checkpoint's own dtype on CUDA.
+
+        quantize:      how its weights are stored, see `quantization.OPTIONS`.
+        is_spread:     whether it is laid over all devices there are, for a model too large for one.
+        chat_template: a file with the template for a model that has none, or another one.
+
+        Raises ModelNotFound when model or tokenizer cannot be loaded, ConfigurationError for what is not installed.
+        """
         location = model_location(name)
-        dtype: Any = torch.float32 if device.type == "cpu" else "auto"
+        arguments = quantization_arguments(quantize, device, torch.float32 if device.type == "cpu" else None)
+        if is_spread:
+            arguments["device_map"] = "auto"
+        config = read_config(location)
+        fix_longrope(config.get_text_config(), default_context(config.get_text_config()))
         try:
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                location,
+                config=config,
+                trust_remote_code=False,
+                **arguments,
+            )
+        except (ImportError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelNotFound(f"cannot load the model {name!r}: {reason}; give a folder or a hub id") from error
-        model.requires_grad_(False).to(device)  # type: ignore[arg-type]
+        tokenizer = load_data_tokenizer(name, chat_template)
+        model.requires_grad_(False)
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(device)
+        return cls.of(name, model, tokenizer)
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Wrap a loaded model."""
         model.train(False)
-        return cls(name, model, tokenizer)
+        return cls(name, model, tokenizer, _tells_packed_examples_apart(model))
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where tokens go in; with several devices, that of the embeddings."""
         return self.model.device
 
     @property
-    def lm_head(self) -> Tensor:
-        """[V, H] in float32."""
+    def max_positions(self) -> int:
+        """Longest example the model can read."""
+        config: Any = self.model.config.get_text_config()
+        positions: int = config.max_position_embeddings
+        return positions
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the LM head."""
         model: Any = self.model
-        weight: Tensor = model.get_output_embeddings().weight.detach().float()
+        rows: int = model.get_output_embeddings().weight.shape[0]
+        return rows
+
+    @property
+    def lm_head(self) -> Tensor:
+        """[V, H] as loaded."""
+        model: Any = self.model
+        weight: Tensor = model.get_output_embeddings().weight.detach()
         return weight
 
-    @torch.no_grad()
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Last hidden states after the final norm.
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states after the final norm, [B, T, H], of examples that do not see each other."""
+        return _hidden(self.model, batch.tokens, batch.positions)
 
-        tokens: [B, T] int64, padded on the right. Padding needs no mask: attention is causal, and nobody reads it.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the model says behind hidden states [..., H]: [..., V] float32, scaled and capped as its family does."""
+        model: Any = self.model
+        logits: Tensor = model.get_output_embeddings()(hidden).float()
+        config: Any = model.config.get_text_config()
+        if getattr(config, "logit_scale", None) is not None:  # cohere
+            logits = logits * config.logit_scale
+        if getattr(config, "logits_scaling", None) is not None:  # granite
+            logits = logits / config.logits_scaling
+        cap = getattr(config, "final_logit_softcapping", None)  # gemma
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
-        Returns [B, T, H].
-        """
-        base: Any = self.model.base_model
-        states: Tensor = base(input_ids=tokens, use_cache=False).last_hidden_state
-        return states
+
+def _hidden(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+    states: Tensor = model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    return states
 
 
-def collate(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pad on the right; what is padding follows from lengths, never from ids.
-
-    Returns tokens [B, T] int64 and judged [B, T] bool.
-    """
-    length = max(len(example.tokens) for example in examples)
-    tokens = torch.zeros(len(examples), length, dtype=torch.long)
-    judged = torch.zeros(len(examples), length, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
-        judged[row, : len(example.tokens)] = torch.tensor(example.judged)
-    return tokens.to(device), judged.to(device)
+@torch.no_grad()
+def _tells_packed_examples_apart(model: Any) -> bool:
+    """Whether two examples in one row come out as each of them does alone."""
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=model.device)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    packed = _hidden(model, tokens, positions).float()
+    alone = torch.cat([_hidden(model, part, torch.arange(part.shape[1], device=model.device)[None]).float()
+                       for part in tokens.split([3, 4], dim=1)], dim=1)  # fmt: skip
+    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE[torch.bfloat16]) * float(alone.abs().max())
+    return bool((packed - alone).abs().max() <= tolerance)

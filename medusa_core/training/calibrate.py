@@ -1,41 +1,49 @@
 """Measure heads on held-out text: how often each rank is right, and the temperature that makes them honest."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from medusa_core.calibration import Calibration
 from medusa_core.heads import DraftHeads
-from medusa_core.training.base import FrozenBase, collate
-from medusa_core.training.encoding import Example
-from medusa_core.training.loss import IGNORED, head_labels
+from medusa_core.training.base import FrozenBase
+from medusa_core.training.loss import IGNORED, chunks
+from medusa_core.training.packing import Batch
+from medusa_core.training.precision import mixed_precision
+from medusa_core.training.scores import COUNTED_RANKS, judged_rows, over_all_tokens, rank_counts
 
-__all__ = ["best_temperature", "calibrate_heads", "judged_rows", "rank_counts"]
+__all__ = ["best_temperature", "calibrate_heads"]
 
-COUNTED_RANKS = 16
 # Logits kept per head for fitting its temperature: 256 MB in float32.
 KEPT_LOGITS = 2**26
+# Positions whose logits are in memory at a time.
+ROWS_PER_CHUNK = 1024
 LOG_TEMPERATURES = (math.log(0.25), math.log(4.0))
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-def calibrate_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Sequence[Example]]) -> Calibration:
+@torch.no_grad()
+def calibrate_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch]) -> Calibration:
     """Accuracy per head and rank, each divided by its own count, and a temperature per head."""
     config = heads.config
     counts = torch.zeros(config.num_heads, COUNTED_RANKS + 1, dtype=torch.long)  # the last column: further down
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(config.num_heads)]
-    room = [KEPT_LOGITS // config.vocab_size] * config.num_heads
+    room = [KEPT_LOGITS // base.vocab_size] * config.num_heads
     for batch in batches:
-        rows, labels = judged_rows(base, batch, config.num_heads)
-        with torch.no_grad():
-            logits = heads(rows.to(heads.weight.dtype)).float()  # [K, R, V]
-        counts += rank_counts(logits, labels, COUNTED_RANKS).cpu()
-        for head, (own, wanted) in enumerate(zip(logits, labels, strict=True)):
-            chosen = (wanted != IGNORED).nonzero()[:, 0][: room[head]]
-            kept[head].append((own[chosen].cpu(), wanted[chosen].cpu()))
-            room[head] -= len(chosen)
+        with mixed_precision(base.device):
+            judged, asked = judged_rows(base, batch, config.num_heads)
+        for rows, labels in chunks(judged, asked, ROWS_PER_CHUNK):
+            with mixed_precision(base.device):
+                logits = heads(rows.to(heads.weight.dtype)).float()
+            logits = over_all_tokens(heads, logits, base.vocab_size)  # [K, R, V]
+            counts += rank_counts(logits, labels, COUNTED_RANKS).cpu()
+            for head, (own, wanted) in enumerate(zip(logits, labels, strict=True)):
+                reachable = own.gather(1, wanted.clamp(min=0)[:, None])[:, 0].isfinite() & (wanted != IGNORED)
+                chosen = reachable.nonzero()[:, 0][: room[head]]
+                kept[head].append((own[chosen].cpu(), wanted[chosen].cpu()))
+                room[head] -= len(chosen)
     samples = counts.sum(dim=1)
     shares = counts[:, :COUNTED_RANKS] / samples.clamp(min=1)[:, None]
     return Calibration(
@@ -46,31 +54,6 @@ def calibrate_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Seque
             for parts in kept
         ),
     )
-
-
-def judged_rows(base: FrozenBase, batch: Sequence[Example], num_heads: int) -> tuple[Tensor, Tensor]:
-    """Hidden states that at least one head is judged on, and what the heads should say there.
-
-    Returns rows [R, H] float32 and labels [K, R] int64.
-    """
-    tokens, judged = collate(batch, base.device)
-    labels = head_labels(tokens, judged, num_heads).flatten(1)
-    chosen = (labels != IGNORED).any(dim=0)
-    return base.hidden(tokens).flatten(0, 1)[chosen].float(), labels[:, chosen]
-
-
-def rank_counts(logits: Tensor, labels: Tensor, ranks: int) -> Tensor:
-    """How often the wanted token had each rank.
-
-    logits: [K, R, V].
-    labels: [K, R] int64; IGNORED rows are not counted.
-
-    Returns [K, ranks + 1] int64; the last column counts every rank from `ranks` on.
-    """
-    known = labels != IGNORED
-    wanted = logits.gather(2, labels.clamp(min=0)[..., None])
-    rank = (logits > wanted).sum(dim=2).clamp(max=ranks)  # [K, R]
-    return torch.stack([torch.bincount(r[k], minlength=ranks + 1) for r, k in zip(rank, known, strict=True)])
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:

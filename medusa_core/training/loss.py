@@ -1,4 +1,4 @@
-"""The Medusa-1 loss, written plainly and in the bounded memory that training uses."""
+"""The Medusa-1 loss, written plainly, and in the parts of which training sums it up in bounded memory."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medusa_core.heads import DraftHeads
+from medusa_core.training.packing import Batch
 
-__all__ = ["IGNORED", "WeightedNats", "chunk_losses", "head_labels", "head_loss", "weighted_nats"]
+__all__ = ["IGNORED", "HeadNats", "chunks", "head_labels", "head_loss", "head_nats", "head_weights", "next_labels"]
 
 IGNORED = -100
 
-WeightedNats = Callable[[DraftHeads, Tensor, Tensor, Tensor], Tensor]
+HeadNats = Callable[[DraftHeads, Tensor, Tensor], Tensor]
+"""`head_nats`, compiled or not."""
 
 
 def head_loss(logits: Tensor, tokens: Tensor, decay: float) -> Tensor:
@@ -37,39 +39,41 @@ def head_loss(logits: Tensor, tokens: Tensor, decay: float) -> Tensor:
     return total
 
 
-def head_labels(tokens: Tensor, judged: Tensor, num_heads: int) -> Tensor:
+def head_labels(batch: Batch, num_heads: int) -> Tensor:
     """What each head should say at each position.
 
-    tokens: [B, T] int64.
-    judged: [B, T] bool, the tokens that may be asked for.
-
-    Returns [K, B, T] int64: slice k - 1 holds token t + k + 1 at t, IGNORED where that is not judged or not there.
+    Returns [K, B, T] int64: slice k - 1 holds token t + k + 1 of the same example at t, IGNORED where that is not
+    judged or the example has ended.
     """
-    wanted = torch.where(judged, tokens, IGNORED)
-    padded = F.pad(wanted, (0, num_heads + 1), value=IGNORED)
-    length = tokens.shape[1]
-    return torch.stack([padded[:, k + 1 : k + 1 + length] for k in range(1, num_heads + 1)])
+    return torch.stack([_ahead(batch, k + 1) for k in range(1, num_heads + 1)])
 
 
-def chunk_losses(
-    heads: DraftHeads, rows: Tensor, labels: Tensor, decay: float, chunk: int, nats: WeightedNats
-) -> Iterator[Tensor]:
-    """`head_loss` on chosen rows in parts that sum to it, so that only `chunk` rows of logits exist at a time.
-
-    Call `backward` on each part before asking for the next.
-
-    rows:   [R, H] hidden states without a graph of their own.
-    labels: [K, R] int64 from `head_labels`; IGNORED marks what has no loss.
-    nats:   `weighted_nats`, compiled or not.
-    """
-    judged = (labels != IGNORED).sum(dim=1).clamp(min=1)
-    weights = decay ** torch.arange(1, labels.shape[0] + 1, device=rows.device) / judged  # [K]
-    for start in range(0, rows.shape[0], chunk):
-        yield nats(heads, rows[start : start + chunk], labels[:, start : start + chunk], weights)
+def next_labels(batch: Batch) -> Tensor:
+    """What the base should say at each position: [B, T] int64, token t + 1 at t, IGNORED as in `head_labels`."""
+    return _ahead(batch, 1)
 
 
-def weighted_nats(heads: DraftHeads, rows: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy summed over rows [R, H] with labels [K, R], each head times its weight [K]."""
+def _ahead(batch: Batch, places: int) -> Tensor:
+    length = batch.tokens.shape[1]
+    wanted = F.pad(torch.where(batch.judged, batch.tokens, IGNORED), (0, places), value=IGNORED)[:, places:]
+    # positions that run on are those of one example; another one, or filling, starts again at 0
+    reached = F.pad(batch.positions, (0, places))[:, places:]
+    return torch.where(reached == batch.positions + places, wanted[:, :length], IGNORED)
+
+
+def chunks(rows: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [R, H] with their labels [..., R], at most `size` rows at a time: what has logits at once."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], labels[..., start : start + size]
+
+
+def head_nats(heads: DraftHeads, rows: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each head summed over rows [R, H] with labels [K, R]: nats [K]."""
     logits = heads(rows).float()  # [K, R, V]
     nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return (nats.view_as(labels).sum(dim=1) * weights).sum()
+    return nats.view_as(labels).sum(dim=1)
+
+
+def head_weights(num_heads: int, decay: float, device: torch.device) -> Tensor:
+    """Decay ** k of every head k: [K] float32."""
+    return decay ** torch.arange(1, num_heads + 1, device=device, dtype=torch.float32)

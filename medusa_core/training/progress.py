@@ -22,7 +22,9 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int, unit: str) -> Iterator[Progress]:
+def progress_bar(title: str, total: int, done: int, unit: str, is_shown: bool = True) -> Iterator[Progress]:
     """A bar on stderr, drawn at most twice a second."""
-    with tqdm(total=total, initial=done, desc=title, unit=unit, mininterval=0.5, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, initial=done, desc=title, unit=unit, mininterval=0.5, dynamic_ncols=True, disable=not is_shown
+    ) as bar:
         yield bar

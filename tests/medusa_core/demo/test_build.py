@@ -7,17 +7,17 @@ from medusa_core.demo.build import (
     corpus_stage,
     held_out_losses,
     held_out_rows,
-    joint_rows,
+    joint_examples,
     last_tokens,
     tokenizer_stage,
     training_mixture,
     write_lines,
 )
 from medusa_core.demo.corpus import Corpus, Document, Entry
-from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.package import export_model
 from medusa_core.demo.pretrain import ModelShape, PretrainPlan, build_model
 from medusa_core.training.encoding import Example
+from medusa_core.training.plan import TrainPlan
 
 PLAN = PretrainPlan(length=64, compile=False)
 SOURCE = "def dedent(text):\n    return text.strip()\n" * 20
@@ -69,9 +69,14 @@ def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_pat
         )
     write_lines(tmp_path / "beginnings_answered.jsonl", [{"text": "import this\n" * 30, "finish_reason": "length"}])
 
-    rows = joint_rows(tmp_path, CORPUS, own, JointPlan(length=64), num_heads=4)
+    answers = [{"text": f"import antigravity  # {n}\n" * 4} for n in range(40)]
+    write_lines(tmp_path / "heads.jsonl", answers)
 
-    seen, judged = own.decode(rows.tokens.flatten().tolist()), own.decode(rows.tokens[rows.judged].tolist())
+    rows, measured = joint_examples(tmp_path, CORPUS, own, TrainPlan(max_length=64, held_out_percent=10.0), num_heads=4)
+
+    seen, judged = own.decode(rows.tokens.tolist()), own.decode(rows.tokens[rows.judged].tolist())
+    assert "antigravity" not in seen
+    assert "antigravity" in own.decode(measured.tokens.tolist())
     assert seen.count("Finished known.") == 1
     assert seen.count("Finished invented.") == 2
     assert "import this" in judged

@@ -1,10 +1,9 @@
 from medusa_core.calibration import Calibration
 from medusa_core.demo.card import Results, is_recalled, measure_demo, model_card
 from medusa_core.demo.corpus import Corpus, Document, Entry
-from medusa_core.demo.joint import JointPlan
 from medusa_core.demo.measure import Answered, Measurer, Speculated
 from medusa_core.demo.pretrain import PretrainPlan
-from medusa_core.training.trainer import TrainPlan
+from medusa_core.training.plan import JointPlan, TrainPlan
 
 ENTRY = Entry("box.open", "function", "Opens it.", held_out=False)
 CORPUS = Corpus((Document("box.py", "x = 1\n", False),), (ENTRY, Entry("box.shut", "function", "Shuts it.", True)))

@@ -4,8 +4,7 @@ import torch
 
 from medusa_core.demo.chat import ChatMaker, ChatMix
 from medusa_core.demo.corpus import Document, Entry
-from medusa_core.demo.packing import JudgedRows, Mixture, chat_ids, labels_for, pack, pack_examples, source_ids
-from medusa_core.training.encoding import Example
+from medusa_core.demo.packing import Mixture, chat_ids, labels_for, pack, source_ids
 from tests.medusa_core.training.cast import tokenizer
 
 
@@ -70,21 +69,3 @@ def test_conversations_are_written_by_the_chat_template() -> None:
     [talk] = chat_ids(tokenizer(), maker, epochs=1)
 
     assert tokenizer().decode(talk).endswith("<|im_start|>assistant\nYes.<|im_end|>\n")
-
-
-def test_marks_land_on_their_own_tokens() -> None:
-    rows = pack_examples(
-        [Example((1, 2, 3), (False, True, True)), Example((4, 5), (True, False))], length=8, filler=9, seed=0
-    )
-
-    assert rows.tokens.tolist() == [[1, 2, 3, 9, 4, 5, 9, 9]]
-    assert rows.judged.tolist() == [[False, True, True, False, True, False, False, False]]
-
-
-def test_every_row_is_seen_once_before_one_is_seen_twice() -> None:
-    rows = JudgedRows(np.arange(6, dtype=np.uint16)[:, None], np.ones((6, 1), dtype=np.bool_), seed=3)
-
-    seen = [int(token) for step in range(4) for token in rows.batch(step, 3)[0]]
-
-    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
-    assert seen[:6] != seen[6:]

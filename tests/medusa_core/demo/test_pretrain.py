@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from medusa_core.demo.pretrain import (
     optimizers,
     pretrain,
     rate,
-    steps_done,
 )
+from medusa_core.training.loop import read_log, steps_done
 from tests.medusa_core.training.cast import tokenizer
 
 SHAPE = ModelShape(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48, max_positions=64)
@@ -38,10 +37,10 @@ def mixture() -> Mixture:
 
 
 def run(trained: Any, folder: Path, plan: PretrainPlan = PLAN) -> list[float]:
-    losses: list[float] = []
+    """The losses that the log holds afterwards."""
     held_out = {"chat": mixture().batch(99, 64, 16)}
-    pretrain(trained, mixture(), held_out, plan, folder, CPU, losses.append)
-    return losses
+    pretrain(trained, mixture(), held_out, plan, folder, CPU)
+    return [line["loss"] for line in read_log(folder) if "loss" in line]
 
 
 def test_a_model_learns_to_count(tmp_path: Path) -> None:
@@ -71,25 +70,34 @@ def test_a_killed_run_continues_from_its_last_whole_state(tmp_path: Path) -> Non
     class Killed(Exception):
         pass
 
-    def dies(loss: float) -> None:
-        if steps_done(tmp_path / "b") == 4:
-            raise Killed
+    class Dying(Mixture):
+        def batch(self, step: int, tokens: int, length: int) -> torch.Tensor:
+            if step == 5:
+                raise Killed
+            return super().batch(step, tokens, length)
 
+    torn = Dying(**{name: getattr(mixture(), name) for name in Mixture.__dataclass_fields__})
     with pytest.raises(Killed):
-        pretrain(killed, mixture(), {}, PLAN, tmp_path / "b", CPU, dies)
+        pretrain(killed, torn, {}, PLAN, tmp_path / "b", CPU)
+    assert steps_done(tmp_path / "b") == 4
 
-    assert len(run(resumed, tmp_path / "b")) == 2
+    run(resumed, tmp_path / "b")
     for name, tensor in undisturbed.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name])
 
 
-def test_the_log_holds_losses_speed_and_held_out_losses(tmp_path: Path) -> None:
+def test_the_log_holds_losses_and_held_out_losses(tmp_path: Path) -> None:
     run(model(), tmp_path)
 
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert [record["step"] for record in records if "held_out_chat" in record] == [3, 6]
-    assert all(record["tokens_per_s"] > 0 for record in records)
+    records = read_log(tmp_path)
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records if "held_out_chat" in record.get("evaluation", {})] == [3, 6]
+
+
+def test_a_run_may_be_made_longer_when_it_goes_on(tmp_path: Path) -> None:
+    run(model(), tmp_path)
+
+    assert len(run(model(), tmp_path, replace(PLAN, steps=8))) == 8
 
 
 def test_every_parameter_has_exactly_one_optimizer() -> None:

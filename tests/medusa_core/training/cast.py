@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medusa_core.demo.tokenizer import train_tokenizer
 from medusa_core.training.base import FrozenBase
+from medusa_core.training.encoding import Example
+from medusa_core.training.packing import Batch, Examples, PackedRows
 
 TEXTS = (
     "def dedent(text):\n    return text.strip()\n",
@@ -39,7 +41,7 @@ def tokenizer(chat_template: str | None = None, begin: bool = False) -> PreTrain
 def base(seed: int = 0) -> FrozenBase:
     """A random two-layer Llama over the small tokenizer."""
     own = tokenizer()
-    return FrozenBase("tiny", tiny_llama(len(own), seed), own)
+    return FrozenBase.of("tiny", tiny_llama(len(own), seed), own)
 
 
 def tiny_llama(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:
@@ -68,3 +70,19 @@ def saved_base(folder: Path, **generation: Any) -> Path:
     own.model.save_pretrained(folder)
     own.tokenizer.save_pretrained(folder)
     return folder
+
+
+def packed(*examples: Example, length: int = 32, seed: int = 0, together: bool = True) -> PackedRows:
+    """Examples in rows."""
+    return PackedRows.pack(Examples.of(examples), length, seed, together)
+
+
+def alone(*tokens: int) -> Batch:
+    """One text in a row of its own, judged throughout."""
+    return packed(Example(tokens, (True,) * len(tokens)), length=max(1, len(tokens))).chosen([0])
+
+
+def counting(count: int = 20, length: int = 16) -> list[Example]:
+    """Texts that count up, which heads learn quickly."""
+    starts = range(0, 2 * count, 2)
+    return [Example(tuple((start + step) % 40 + 5 for step in range(length)), (True,) * length) for start in starts]

@@ -1,38 +1,77 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from medusa_core.errors import ModelNotFound
-from medusa_core.training.base import FrozenBase, collate
-from medusa_core.training.encoding import Example
-from tests.medusa_core.training.cast import base, saved_base
+from medusa_core.training.base import FrozenBase
+from tests.medusa_core.training.cast import alone, base, packed, saved_base, tokenizer
 
 CPU = torch.device("cpu")
 
-
-def test_hidden_states_are_those_the_lm_head_reads() -> None:
-    own = base()
-    tokens = torch.tensor([[5, 6, 7]])
-
-    logits = own.hidden(tokens) @ own.lm_head.T
-
-    torch.testing.assert_close(logits, own.model(input_ids=tokens).logits)
-
-
-def test_padding_on_the_right_changes_no_hidden_state() -> None:
-    own = base()
-    short, long = Example((5, 6, 7), (True,) * 3), Example((8, 9, 10, 11, 12, 13), (True,) * 6)
-    tokens, _ = collate([short, long], CPU)
-
-    torch.testing.assert_close(own.hidden(tokens)[0, :3], own.hidden(torch.tensor([[5, 6, 7]]))[0])
+# Each with what is special about it: a window, a cap on its logits, a scale of them.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6},
+    "phi3": {},
+    "cohere": {},
+    "granite": {"logits_scaling": 4.0},
+    "gpt_neox": {},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+}
 
 
-def test_padding_is_never_judged_and_token_zero_may_be() -> None:
-    tokens, judged = collate([Example((0, 2), (True, True)), Example((1, 1, 1), (False, True, True))], CPU)
+def family(name: str) -> FrozenBase:
+    config = AutoConfig.for_model(
+        name,
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **FAMILIES[name],
+    )
+    torch.manual_seed(0)
+    return FrozenBase.of(name, AutoModelForCausalLM.from_config(config).requires_grad_(False), tokenizer())
 
-    assert tokens.tolist() == [[0, 2, 0], [1, 1, 1]]
-    assert judged.tolist() == [[True, True, False], [False, True, True]]
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hidden_states_and_logits_are_the_models_own(name: str) -> None:
+    own, text = family(name), alone(5, 6, 7, 8, 9, 10, 11, 12)
+
+    logits = own.logits(own.hidden(text))
+
+    model: Any = own.model
+    torch.testing.assert_close(logits, model(input_ids=text.tokens).logits.float())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_in_one_row_come_out_as_alone_where_the_family_says_so(name: str) -> None:
+    own = family(name)
+    first, second = tuple(range(5, 15)), tuple(range(20, 27))
+    row = packed(*[example for tokens in (first, second) for example in _examples(tokens)], length=17).chosen([0])
+
+    together = own.hidden(row)[0]
+
+    apart = torch.cat([own.hidden(alone(*tokens))[0] for tokens in (first, second)])
+    assert own.packs == (name != "opt")
+    assert torch.allclose(together, apart, atol=1e-4) == own.packs
+
+
+def _examples(tokens: tuple[int, ...]) -> Any:
+    from medusa_core.training.encoding import Example
+
+    return [Example(tokens, (True,) * len(tokens))]
 
 
 def test_a_loaded_base_is_frozen(tmp_path: Path) -> None:
@@ -41,8 +80,10 @@ def test_a_loaded_base_is_frozen(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert loaded.lm_head.dtype == torch.float32
+    assert loaded.vocab_size == base().vocab_size
+    assert loaded.max_positions == 256
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match="cannot load the model"):
+    with pytest.raises(ModelNotFound, match="no model at"):
         FrozenBase.load(str(tmp_path), CPU)

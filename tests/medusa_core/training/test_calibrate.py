@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from medusa_core.heads import DraftHeads
-from medusa_core.training.calibrate import COUNTED_RANKS, best_temperature, calibrate_heads, judged_rows, rank_counts
-from medusa_core.training.encoding import Example
-from medusa_core.training.loss import IGNORED
-from tests.medusa_core.training.cast import base
+from medusa_core.training.calibrate import best_temperature, calibrate_heads
+from medusa_core.training.scores import COUNTED_RANKS, judged_rows
+from tests.medusa_core.training.cast import alone, base
 
-TEXT = Example((5, 6, 7, 8, 9, 10, 11, 12), (True,) * 8)
+TEXT = alone(5, 6, 7, 8, 9, 10, 11, 12)
 
 
 def test_every_head_is_divided_by_its_own_count() -> None:
@@ -15,34 +14,18 @@ def test_every_head_is_divided_by_its_own_count() -> None:
     own = base()
     heads = DraftHeads.from_base(own.lm_head, num_heads=4)
 
-    calibration = calibrate_heads(own, heads, [[TEXT]])
+    calibration = calibrate_heads(own, heads, [TEXT])
 
     assert calibration.samples == (6, 5, 4, 3)
-
-
-def test_shares_sum_to_one_when_every_rank_is_counted() -> None:
-    logits = torch.arange(5.0).expand(1, 5, 5)  # token 4 has rank 0, token 0 rank 4
-
-    counts = rank_counts(logits, torch.tensor([[4, 3, 2, 1, 0]]), ranks=5)
-
-    assert counts.tolist() == [[1, 1, 1, 1, 1, 0]]
-
-
-def test_deeper_ranks_share_the_last_column_and_ignored_rows_count_nowhere() -> None:
-    logits = torch.arange(5.0).expand(1, 4, 5)
-
-    counts = rank_counts(logits, torch.tensor([[0, 1, IGNORED, 4]]), ranks=2)
-
-    assert counts.tolist() == [[1, 0, 2]]
 
 
 def test_accuracies_are_what_the_heads_really_guess() -> None:
     own = base()
     heads = DraftHeads.from_base(own.lm_head, num_heads=1)
-    rows, labels = judged_rows(own, [TEXT], 1)
+    rows, labels = judged_rows(own, TEXT, 1)
     right = (heads(rows)[0].argmax(dim=-1) == labels[0]).float().mean()
 
-    calibration = calibrate_heads(own, heads, [[TEXT]])
+    calibration = calibrate_heads(own, heads, [TEXT])
 
     assert calibration.accuracies[0][0] == pytest.approx(float(right))
     assert len(calibration.accuracies[0]) == COUNTED_RANKS
@@ -59,3 +42,16 @@ def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> No
 
 def test_without_samples_the_temperature_is_one() -> None:
     assert best_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)) == 1.0
+
+
+def test_heads_that_draft_from_few_tokens_are_measured_on_all() -> None:
+    own = base()
+    few = torch.tensor([7, 9, 11])
+    heads = DraftHeads.from_base(own.lm_head, num_heads=1, token_ids=few)
+
+    calibration = calibrate_heads(own, heads, [TEXT])
+
+    # of the six tokens asked for, 7 to 12, three can never be guessed
+    assert calibration.samples == (6,)
+    assert sum(calibration.accuracies[0][:3]) == pytest.approx(0.5)
+    assert 0.25 <= calibration.temperatures[0] <= 4.0

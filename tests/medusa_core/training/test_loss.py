@@ -3,7 +3,10 @@ import torch
 from torch import Tensor
 
 from medusa_core.heads import DraftHeads
-from medusa_core.training.loss import IGNORED, chunk_losses, head_labels, head_loss, weighted_nats
+from medusa_core.training.encoding import Example
+from medusa_core.training.loss import IGNORED, chunks, head_labels, head_loss, head_nats, head_weights, next_labels
+from medusa_core.training.packing import Batch
+from tests.medusa_core.training.cast import alone, packed
 
 HEADS, ROWS, LENGTH, VOCABULARY, HIDDEN = 3, 2, 9, 11, 8
 
@@ -52,18 +55,31 @@ def test_too_short_a_text_is_refused() -> None:
 
 
 def test_labels_are_the_judged_tokens_k_plus_one_places_on() -> None:
-    judged = torch.tensor([[True, True, True, False, True, True]])
+    text = Example((10, 11, 12, 13, 14, 15), (True, True, True, False, True, True))
 
-    labels = head_labels(torch.tensor([[10, 11, 12, 13, 14, 15]]), judged, num_heads=2)
+    labels = head_labels(packed(text, length=6).chosen([0]), num_heads=2)
 
     assert labels[0, 0].tolist() == [12, IGNORED, 14, 15, IGNORED, IGNORED]
     assert labels[1, 0].tolist() == [IGNORED, 14, 15, IGNORED, IGNORED, IGNORED]
 
 
-def test_labels_of_a_text_shorter_than_the_heads_reach_are_all_ignored() -> None:
-    labels = head_labels(torch.tensor([[1, 2]]), torch.tensor([[True, True]]), num_heads=4)
+def test_the_base_is_asked_for_the_very_next_token() -> None:
+    assert next_labels(alone(10, 11, 12)).tolist() == [[11, 12, IGNORED]]
 
-    assert labels.tolist() == [[[IGNORED, IGNORED]]] * 4
+
+def test_nobody_is_asked_for_the_beginning_of_the_next_text_in_a_row() -> None:
+    row = packed(Example((1, 2, 3, 4), (True,) * 4), Example((5, 6, 7), (True,) * 3), length=9).chosen([0])
+
+    assert row.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert head_labels(row, 2)[:, 0].tolist() == [
+        [3, 4, IGNORED, IGNORED, 7, IGNORED, IGNORED],
+        [4, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, IGNORED],
+    ]
+    assert next_labels(row).tolist() == [[2, 3, 4, IGNORED, 6, 7, IGNORED]]
+
+
+def test_labels_of_a_text_shorter_than_the_heads_reach_are_all_ignored() -> None:
+    assert head_labels(alone(1, 2), num_heads=4).tolist() == [[[IGNORED, IGNORED]]] * 4
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
@@ -73,9 +89,12 @@ def test_chunks_sum_to_the_loss_and_to_its_gradient(chunk: int) -> None:
     expected = head_loss(whole(hidden), tokens(), 0.8)
     expected.backward()
 
-    labels = head_labels(tokens(), torch.ones(ROWS, LENGTH, dtype=torch.bool), HEADS).flatten(1)
+    positions = torch.arange(LENGTH).expand(ROWS, -1)
+    labels = head_labels(Batch(tokens(), positions, torch.ones(ROWS, LENGTH, dtype=torch.bool)), HEADS).flatten(1)
+    weights = head_weights(HEADS, 0.8, hidden.device) / (labels != IGNORED).sum(dim=1)
     total = 0.0
-    for part in chunk_losses(parts, hidden.flatten(0, 1), labels, 0.8, chunk, weighted_nats):
+    for rows, wanted in chunks(hidden.flatten(0, 1), labels, chunk):
+        part = (head_nats(parts, rows, wanted) * weights).sum()
         part.backward()
         total += float(part.detach())
 

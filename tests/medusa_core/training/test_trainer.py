@@ -1,109 +1,165 @@
 import json
-from dataclasses import replace
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from medusa_core.adapters import find_adapter
 from medusa_core.calibration import Calibration
-from medusa_core.checkpoints import load_heads
-from medusa_core.errors import ConfigurationError
-from medusa_core.heads import DraftHeads
-from medusa_core.training.calibrate import calibrate_heads
-from medusa_core.training.encoding import Example
-from medusa_core.training.trainer import TrainPlan, batches, rate, split_held_out, train, train_heads
+from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.errors import ConfigurationError, QualityLost
+from medusa_core.training.loop import read_log
+from medusa_core.training.plan import JointPlan, TrainPlan
+from medusa_core.training.trainer import train
 from tests.medusa_core.training.cast import base, saved_base
 
+ROOT = Path(__file__).parents[3]
 PLAN = TrainPlan(
-    num_heads=2, epochs=60, tokens_per_batch=64, warmup_steps=5, learning_rate=1e-2, save_every=10, shared_lm_head=False
+    num_heads=2,
+    epochs=2,
+    rows_per_pass=2,
+    passes_per_step=2,
+    warmup_steps=2,
+    learning_rate=1e-2,
+    held_out_percent=30.0,
+    max_length=64,
 )
-COUNTING = [Example(tuple((start + step) % 40 + 5 for step in range(16)), (True,) * 16) for start in range(0, 40, 2)]
+JOINT = JointPlan(adapter_rank=2, adapter_dropout=0.0, max_perplexity_percent=50.0)
 
 
-def fresh_heads() -> DraftHeads:
-    return DraftHeads.from_base(base().lm_head, PLAN.num_heads, shared_lm_head=False)
+def texts(folder: Path, count: int = 30) -> Path:
+    data = folder / "data.jsonl"
+    lines = [{"text": f"def dedent{n}(text):\n    return text.strip({n})\n"} for n in range(count)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return data
 
 
-def test_heads_learn_to_count_and_the_base_stays_as_it_was(tmp_path: Path) -> None:
-    before = {name: tensor.clone() for name, tensor in base().model.state_dict().items()}
-    heads = fresh_heads()
-
-    train_heads(base(), heads, COUNTING, PLAN, tmp_path)
-
-    accuracies = calibrate_heads(base(), heads, [COUNTING]).accuracies
-    assert min(shares[0] for shares in accuracies) > 0.9
-    assert all(torch.equal(before[name], tensor) for name, tensor in base().model.state_dict().items())
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return saved_base(tmp_path / "model")
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
-    plan = replace(PLAN, epochs=6, save_every=20)
-    undisturbed, first, second = fresh_heads(), fresh_heads(), fresh_heads()
-    train_heads(base(), undisturbed, COUNTING, plan, tmp_path / "a")
-    train_heads(base(), first, COUNTING, plan, tmp_path / "b")  # leaves the state of step 20 behind, the run has 30
+def test_heads_and_calibration_are_written_and_nothing_is_left_over(tmp_path: Path, model: Path) -> None:
+    trained = train(str(model), texts(tmp_path), tmp_path / "heads", PLAN, "cpu")
 
-    assert torch.load(tmp_path / "b" / "training_state.pt", weights_only=True)["step"] == 20
-
-    train_heads(base(), second, COUNTING, plan, tmp_path / "b")
-
-    torch.testing.assert_close(second.weight, undisturbed.weight)
+    assert Calibration.load(tmp_path / "heads" / "calibration.json").samples == trained.calibration.samples
+    assert load_heads(tmp_path / "heads", base().lm_head).config.num_heads == 2
+    assert (trained.model, trained.heads, trained.perplexity) == (str(model), tmp_path / "heads", None)
+    assert not (tmp_path / "heads" / "run").exists()
+    assert not list((tmp_path / "heads").glob("*.partial"))
 
 
-def test_another_plan_does_not_resume_an_old_run(tmp_path: Path) -> None:
-    plan = replace(PLAN, epochs=2)
-    train_heads(base(), fresh_heads(), COUNTING, plan, tmp_path)
+def test_the_same_command_gives_the_same_heads(tmp_path: Path, model: Path) -> None:
+    data = texts(tmp_path)
+    for name in ("a", "b"):
+        train(str(model), data, tmp_path / name, PLAN, "cpu")
 
-    with pytest.raises(ConfigurationError, match="another plan or other data"):
-        train_heads(base(), fresh_heads(), COUNTING, replace(plan, learning_rate=1e-3), tmp_path)
-
-
-def test_train_writes_heads_and_calibration_and_no_leftovers(tmp_path: Path) -> None:
-    model = saved_base(tmp_path / "model")
-    data = tmp_path / "data.jsonl"
-    texts = [f"def dedent{n}(text):\n    return text.strip({n})\n" for n in range(30)]
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    out = tmp_path / "heads"
-
-    calibration = train(str(model), data, out, replace(PLAN, epochs=1, held_out_percent=30.0), "cpu")
-
-    assert Calibration.load(out / "calibration.json").samples == calibration.samples
-    assert load_heads(out, base().lm_head).config.num_heads == 2
-    assert sorted(path.name for path in out.iterdir()) == [
-        "calibration.json",
-        "config.json",
-        "log.jsonl",
-        "medusa_lm_head.safetensors",
-    ]
+    first, second = (load_heads(tmp_path / name, base().lm_head) for name in ("a", "b"))
+    assert torch.equal(first.weight, second.weight)
 
 
-def test_too_little_data_is_refused(tmp_path: Path) -> None:
-    model = saved_base(tmp_path / "model")
-    (tmp_path / "data.jsonl").write_text('{"text": "def dedent(text):"}\n')
+def test_medusa2_writes_heads_with_an_adapter_beside_them(tmp_path: Path, model: Path) -> None:
+    trained = train(str(model), texts(tmp_path), tmp_path / "out", PLAN, "cpu", JOINT)
 
+    assert find_adapter(tmp_path / "out") == tmp_path / "out" / "adapter"
+    assert load_heads(tmp_path / "out", base().lm_head).config.num_heads == 2
+    assert trained.perplexity is not None
+    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(model)
+
+
+def test_medusa2_writes_a_whole_model_when_asked_to_merge(tmp_path: Path, model: Path) -> None:
+    trained = train(str(model), texts(tmp_path), tmp_path / "out", PLAN, "cpu", replace(JOINT, merge=True))
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert find_heads(str(tmp_path / "out")) == trained.heads == tmp_path / "out" / "heads"
+    assert trained.model == str(tmp_path / "out")
+    assert find_adapter(trained.heads) is None
+
+
+def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_on(tmp_path: Path, model: Path) -> None:
+    data, out = texts(tmp_path), tmp_path / "out"
+    strict = replace(JOINT, max_perplexity_percent=-1000.0)
+
+    with pytest.raises(QualityLost, match="raise --max-perplexity-percent"):
+        train(str(model), data, out, PLAN, "cpu", strict)
+    assert sorted(file.name for file in out.iterdir()) == ["run"]
+
+    train(str(model), data, out, PLAN, "cpu", JOINT)
+    assert (out / "adapter").is_dir()
+
+
+def test_heads_that_stand_are_not_overwritten_by_a_base_that_lost_too_much(tmp_path: Path, model: Path) -> None:
+    data, out = texts(tmp_path), tmp_path / "out"
+    train(str(model), data, out, PLAN, "cpu")
+    before = (out / "medusa_lm_head.safetensors").read_bytes()
+
+    with pytest.raises(QualityLost):
+        train(str(model), data, out, PLAN, "cpu", replace(JOINT, max_perplexity_percent=-1000.0))
+
+    assert (out / "medusa_lm_head.safetensors").read_bytes() == before
+
+
+def test_too_little_data_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigurationError, match="give more data"):
-        train(str(model), tmp_path / "data.jsonl", tmp_path / "heads", PLAN, "cpu")
+        train(str(model), texts(tmp_path, 1), tmp_path / "heads", PLAN, "cpu")
 
 
-def test_every_example_is_in_one_batch_and_batches_keep_their_size() -> None:
-    examples = [Example((1,) * length, (True,) * length) for length in range(1, 30)]
+def test_answers_too_short_for_the_heads_are_refused(tmp_path: Path, model: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"def {n}"}) + "\n" for n in range(60)))
 
-    made = batches(examples, tokens_per_batch=60, seed=3)
-
-    assert sorted(len(example.tokens) for batch in made for example in batch) == list(range(1, 30))
-    assert all(len(batch) * max(len(example.tokens) for example in batch) <= 60 for batch in made)
-    assert made != batches(examples, tokens_per_batch=60, seed=4)
+    with pytest.raises(ConfigurationError, match="long enough for 8 heads, which look 9 tokens ahead"):
+        train(str(model), data, tmp_path / "heads", replace(PLAN, num_heads=8), "cpu")
 
 
-def test_equal_examples_fall_on_the_same_side_of_the_split() -> None:
-    trained, held_out = split_held_out(COUNTING * 2, 30.0)
+LAUNCHED = """
+import json, sys
+from pathlib import Path
+from medusa_core.training.loop import read_log
+from medusa_core.training.plan import JointPlan, TrainPlan
+from medusa_core.training.trainer import train
+plan, joint = json.loads(sys.argv[4]), json.loads(sys.argv[5])
+train(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), TrainPlan(**plan), "cpu", JointPlan(**joint))
+"""
 
-    assert len(trained) + len(held_out) == 2 * len(COUNTING)
-    assert not {example.tokens for example in trained} & {example.tokens for example in held_out}
-    assert held_out
 
+def test_two_processes_train_as_one_does(tmp_path: Path, model: Path) -> None:
+    data = texts(tmp_path)
+    train(str(model), data, tmp_path / "one", PLAN, "cpu", JOINT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [str(model), str(data), str(tmp_path / "two"), json.dumps(asdict(PLAN)), json.dumps(asdict(JOINT))]
+    launched = [
+        subprocess.Popen(
+            [sys.executable, "-c", LAUNCHED, *words],
+            # what `accelerate launch` and torchrun tell their processes
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": rank,
+                 "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stderr=subprocess.PIPE,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[1].decode() for process in launched]
 
-def test_the_rate_rises_falls_and_ends_at_nothing() -> None:
-    rates = [rate(step, 100, 10) for step in range(101)]
-
-    assert rates[9] == 1.0
-    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0.0)
+    assert [process.returncode for process in launched] == [0, 0], said
+    assert "training heads" in said[0]
+    assert "training heads" not in said[1]  # one of them shows its progress
+    one, two = (load_heads(tmp_path / name, base().lm_head) for name in ("one", "two"))
+    torch.testing.assert_close(two.weight, one.weight, atol=1e-4, rtol=1e-3)
+    logs = [read_log(tmp_path / name) for name in ("one", "two")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two")]
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, atol=1e-3, rtol=1e-2)
