@@ -19,6 +19,7 @@ __all__ = [
     "accuracy_by_rank",
     "loss_curves",
     "need_matplotlib",
+    "prepare_folder",
     "save",
     "speed_by_nodes",
     "static_tree",
@@ -46,6 +47,15 @@ def need_matplotlib() -> None:
     """Raise ConfigurationError, before anything is measured, where pictures could not be drawn."""
     if find_spec("matplotlib") is None:
         raise ConfigurationError("pictures need matplotlib; pip install 'medusa-server[train]'")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for pictures, before anything is measured; raises ConfigurationError where none can be drawn."""
+    need_matplotlib()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
 
 
 def save(figure: Any, path: Path) -> None:

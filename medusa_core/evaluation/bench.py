@@ -22,7 +22,7 @@ from medusa_core.evaluation.machine import machine
 from medusa_core.evaluation.prompts import Prompt, fitting, of_each_kind, read_prompts
 from medusa_core.evaluation.spread import Spread, spread
 from medusa_core.loading import choose_device
-from medusa_core.pictures import BenchPoint, need_matplotlib, save, speed_by_nodes, step_latency
+from medusa_core.pictures import BenchPoint, prepare_folder, save, speed_by_nodes, step_latency
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
@@ -149,7 +149,7 @@ def bench(
 ) -> BenchReport:
     """Load a model with its heads and compare how fast it decodes; writes JSON and pictures to the folder `out`."""
     if out is not None:
-        need_matplotlib()
+        prepare_folder(out)
     codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
     if plan.limit is not None:
@@ -297,7 +297,6 @@ def write_bench(report: BenchReport, out: Path) -> None:
     """The report as `bench.json`, with pictures of speed and step time; every file is whole or not there."""
     partial = out / "bench.json.partial"
     try:
-        out.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(report.document(), indent=2) + "\n", encoding="utf-8")
         os.replace(partial, out / "bench.json")
     except OSError as error:

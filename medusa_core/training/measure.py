@@ -5,6 +5,7 @@ and how many tokens it gives on real prompts, say which size is fastest; `serve`
 """
 
 import gc
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,7 +27,7 @@ from medusa_core.loading import choose_device
 from medusa_core.pictures import (
     BenchPoint,
     accuracy_by_rank,
-    need_matplotlib,
+    prepare_folder,
     save,
     speed_by_nodes,
     static_tree,
@@ -117,8 +118,10 @@ def calibrate(
     Raises ConfigurationError when there are no heads, or none on this disk.
     """
     if pictures is not None:
-        need_matplotlib()
+        prepare_folder(pictures)
     folder, source = _heads_folder(config)
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"{folder} cannot be written to; copy the heads elsewhere and name that with --heads")
     tokenizer = load_data_tokenizer(config.model, chat_template)
     watch("reading the data", 0.0)
     records = list(islice(read_records(data), plan.records))
@@ -129,8 +132,10 @@ def calibrate(
     asked = [prompt_of(record, tokenizer) for record in _spread_out(unanswered, plan.answers)]
     if asked:
         examples += _own_answers(config, asked, plan.max_tokens, watch)
+        _give_back()
     watch("judging the heads", 0.0)
     calibration = _judge(config, source, examples, plan)
+    _give_back()
     path = folder / CALIBRATION_FILE
     if path.is_file():
         known = Calibration.load(path)
@@ -224,12 +229,14 @@ def _judge(config: EngineConfig, source: str, examples: Sequence[Example], plan:
             "give longer answers"
         )
     rows = PackedRows.pack(Examples.of(examples), length, 0, base.packs)
-    calibration = calibrate_heads(base, heads, rows.in_order(plan.rows))
-    del base, heads
+    return calibrate_heads(base, heads, rows.in_order(plan.rows))
+
+
+def _give_back() -> None:
+    """Free what the last copy of the model held, before the next one is loaded."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return calibration
 
 
 def draw_calibration(found: Calibrated, model: str, folder: Path) -> None:
@@ -239,7 +246,6 @@ def draw_calibration(found: Calibrated, model: str, folder: Path) -> None:
         BenchPoint(nodes, calibration.tokens_at(nodes), found.speed_up(nodes), 1e3 * seconds)
         for nodes, seconds in sorted(curve.seconds.items())
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     save(accuracy_by_rank(calibration), folder / "accuracy.png")
     save(static_tree(calibration, calibration.static_tree(found.nodes)), folder / "tree.png")
     save(speed_by_nodes({"dynamic tree": points}, model), folder / "speed.png")

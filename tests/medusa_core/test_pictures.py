@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from medusa_core.calibration import Calibration
-from medusa_core.errors import CheckpointError
+from medusa_core.errors import CheckpointError, ConfigurationError
 from medusa_core.pictures import (
     BenchPoint,
     accuracy_by_rank,
     loss_curves,
+    prepare_folder,
     save,
     speed_by_nodes,
     static_tree,
@@ -61,6 +62,13 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["tree.png"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigurationError, match="cannot make the folder"):
+        prepare_folder(tmp_path / "file" / "pictures")
+
+
 def test_accuracies_stand_in_their_cells_in_percent() -> None:
     shown = words(FIGURES["accuracy"]())
 
@@ -93,6 +101,18 @@ def test_a_tree_says_what_it_is_worth_and_labels_its_nodes_by_rank() -> None:
 
     assert "Static tree of 4 nodes, 1.98 expected tokens per step, bonus included" in shown  # 1 + .61 + .123 + .61 x .4
     assert all(part in shown for part in ("root", "| 2 |", "61 %", "24 %", "head 2"))
+
+
+def test_without_matplotlib_the_extra_is_named_before_anything_is_drawn() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from medusa_core.errors import ConfigurationError; from medusa_core.pictures import need_matplotlib\n"
+        "try: need_matplotlib()\n"
+        "except ConfigurationError as error: print(error)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert shown == "pictures need matplotlib; pip install 'medusa-server[train]'\n"
 
 
 def test_drawing_touches_no_global_state_of_matplotlib() -> None:
