@@ -16,9 +16,10 @@ import torch
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.engine import Engine
 from medusa_core.evaluation.answers import EnginePeer
-from medusa_core.evaluation.bench import BenchPlan, BenchReport, Contestant, compare
+from medusa_core.evaluation.bench import BenchPlan, Contestant, compare
 from medusa_core.evaluation.generate import GeneratePeer
 from medusa_core.evaluation.prompts import default_prompts, fitting, read_prompts
+from medusa_core.evaluation.report import BenchReport
 from medusa_core.text import TextCodec
 
 

@@ -4,31 +4,27 @@ A first pass over all prompts counts tokens per step, compares the texts and war
 of each kind are timed, all peers in turn prompt by prompt, so that what else the machine does falls on all alike.
 """
 
-import json
-import os
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.engine import Engine
-from medusa_core.errors import CheckpointError, ConfigurationError
+from medusa_core.errors import ConfigurationError
 from medusa_core.evaluation.answers import Answer, EnginePeer, Peer, Watch, tokens_per_step, unwatched
 from medusa_core.evaluation.generate import GeneratePeer
 from medusa_core.evaluation.machine import machine
 from medusa_core.evaluation.prompts import Prompt, fitting, of_each_kind, read_prompts
-from medusa_core.evaluation.spread import Spread, spread
+from medusa_core.evaluation.report import BenchReport, PeerKind, PeerResult, write_report
+from medusa_core.evaluation.spread import spread
 from medusa_core.loading import choose_device
-from medusa_core.pictures import BenchPoint, prepare_folder, save, speed_by_nodes, step_latency
+from medusa_core.pictures import prepare_folder
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
-__all__ = ["BenchPlan", "BenchReport", "Contestant", "PeerResult", "bench", "compare", "contestants", "write_bench"]
-
-PeerKind = Literal["plain", "static", "dynamic", "transformers"]
+__all__ = ["BenchPlan", "Contestant", "bench", "compare", "contestants"]
 
 _NODES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 32, 48, 64, 96, 128)}
 
@@ -79,66 +75,6 @@ class Contestant:
     peer: Peer
 
 
-@dataclass(frozen=True)
-class PeerResult:
-    """What one peer did.
-
-    tokens_per_second:       of decoding, prefill left out, over the timed answers.
-    tokens_per_step:         emitted tokens by verifying passes, bonus included, over all prompts.
-    tokens_per_step_by_kind: the same for conversations and for texts.
-    acceptance_length:       accepted draft tokens of one step, bonus not included.
-    accepted_by_source:      accepted draft tokens by who drafted them.
-    step_ms:                 median of one whole step; None, like all about steps, for a peer that does not tell.
-    overhead:                median step by the median plain step.
-    over_plain:              speed by our own plain decoding's; over_generate: by transformers'.
-    identity:                tokens per step by overhead, by the speed-up: 1 where all that costs time was measured.
-    differing:               answers that are not the first peer's, token for token.
-    """
-
-    peer: str
-    kind: PeerKind
-    nodes: int | None
-    tokens_per_second: Spread
-    tokens_per_step: float | None
-    tokens_per_step_by_kind: Mapping[str, float]
-    acceptance_length: float | None
-    accepted_by_source: Mapping[str, int]
-    step_ms: float | None
-    step_ms_spread: Spread | None
-    overhead: float | None
-    over_plain: float | None
-    over_generate: float | None
-    identity: float | None
-    differing: int
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """Everything that was measured, and where.
-
-    prompts:   how many of each kind were counted; `skipped` ones left no room for an answer.
-    reference: the peer whose texts the others' are compared with.
-    """
-
-    model: str
-    heads: str | None
-    dtype: str
-    prompts: Mapping[str, int]
-    skipped: int
-    timed_prompts: int
-    max_tokens: int
-    repeats: int
-    temperature: float
-    machine: Mapping[str, object]
-    reference: str
-    peers: tuple[PeerResult, ...]
-
-    def document(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
-        differing = {result.peer: result.differing for result in self.peers if result.differing > 0}
-        return {"benchmark": "decode", **asdict(self), "answers_differing": differing}
-
-
 def bench(
     config: EngineConfig,
     prompts: Path,
@@ -163,7 +99,7 @@ def bench(
     chosen = fitting(read, engine.info.max_context, plan.max_tokens)
     report = compare(engine, contestants(engine, plan), chosen, plan, len(read) - len(chosen), watch)
     if out is not None:
-        write_bench(report, out)
+        write_report(report, out)
     return report
 
 
@@ -291,30 +227,3 @@ def _result(
         identity=identity,
         differing=sum(answer.tokens != wanted for answer, wanted in zip(counted, reference, strict=True)),
     )
-
-
-def write_bench(report: BenchReport, out: Path) -> None:
-    """The report as `bench.json`, with pictures of speed and step time; every file is whole or not there."""
-    partial = out / "bench.json.partial"
-    try:
-        partial.write_text(json.dumps(report.document(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, out / "bench.json")
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
-    points = {
-        kind: [
-            BenchPoint(result.nodes, result.tokens_per_step, result.over_plain, result.step_ms)
-            for result in report.peers
-            if result.kind in ("plain", kind)
-            and result.nodes is not None
-            and result.tokens_per_step is not None
-            and result.over_plain is not None
-            and result.step_ms is not None
-        ]
-        for kind in ("dynamic", "static")
-    }
-    drawn = {f"{kind} tree": line for kind, line in points.items() if len(line) > 1}
-    if drawn:
-        save(speed_by_nodes(drawn, report.model), out / "speed.png")
-        latency = {name: {point.nodes: point.step_ms / 1e3 for point in line} for name, line in drawn.items()}
-        save(step_latency(latency, report.model), out / "latency.png")
