@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "BaseOptions": "training.trainer",
     "BenchPlan": "evaluation.bench",
     "CalibratePlan": "training.measure",
     "Calibration": "calibration",

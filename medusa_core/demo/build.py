@@ -37,7 +37,7 @@ from medusa_core.training.packing import Examples, PackedRows
 from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
 from medusa_core.training.records import Message as Turn
 from medusa_core.training.records import Record, read_records
-from medusa_core.training.trainer import train
+from medusa_core.training.trainer import BaseOptions, train
 from medusa_core.training.workers import Alone
 
 __all__ = [
@@ -176,7 +176,7 @@ def heads_stage(folder: Path, model: Path, data: Path, plan: TrainPlan, device: 
     """Train and calibrate heads on the frozen base."""
     heads = folder / "heads"
     if not (heads / CALIBRATION_FILE).exists():
-        train(str(model), data, heads, plan, device)
+        train(BaseOptions(str(model), device), data, heads, plan)
     return heads
 
 

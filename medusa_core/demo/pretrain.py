@@ -151,7 +151,7 @@ class PretrainRecipe:
         """See Recipe.rate."""
         return rate(step, self._plan)
 
-    def accumulate(self, step: int) -> Mapping[str, float]:
+    def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
         """See Recipe.accumulate."""
         plan, mixture = self._plan, self._mixture
         length = plan.long_length if step % plan.long_every == plan.long_every - 1 else plan.length

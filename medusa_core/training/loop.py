@@ -61,8 +61,11 @@ class Recipe(Protocol):
         """Share of the full learning rates at a step."""
         ...
 
-    def accumulate(self, step: int) -> Mapping[str, float]:
-        """Add this process's part of a step to the gradients; returns the step's losses over all processes."""
+    def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
+        """Add this process's part of a step to the gradients; returns the step's losses over all processes.
+
+        Single numbers are shown while the run proceeds, lists only logged.
+        """
         ...
 
     def evaluate(self) -> Mapping[str, float | list[float]]:
@@ -95,10 +98,9 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
     parameters = [p for module in recipe.modules().values() for p in module.parameters() if p.requires_grad]
     progress = _resume(recipe, folder, run)
     log = _Log(folder / LOG, progress.step, is_kept=workers.rank == 0)
-    started, first = time.monotonic(), progress.step
     with progress_bar(plan.title, plan.steps, progress.step, "step", is_shown=workers.rank == 0) as bar:
         while progress.step < plan.steps and not progress.has_ended:
-            share = recipe.rate(progress.step)
+            started, share = time.monotonic(), recipe.rate(progress.step)
             for optimizer, rates in zip(optimizers, full, strict=True):
                 for group, learning_rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = learning_rate * share
@@ -111,11 +113,10 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
             progress.step += 1
             _refuse_nonsense(losses, progress.step)
             bar.update(1)
-            bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in losses.items()), refresh=False)
-            seconds = (time.monotonic() - started) / (progress.step - first)
-            log.write(
-                {"step": progress.step, **_rounded(losses), "rate": round(share, 4), "seconds": round(seconds, 4)}
-            )
+            shown = [f"{name} {value:.3f}" for name, value in losses.items() if isinstance(value, float)]
+            bar.set_postfix_str(", ".join(shown), refresh=False)
+            seconds = time.monotonic() - started
+            log.write({"step": progress.step, **_rounded({**losses, "rate": share, "seconds": seconds})})
             if _is_due(progress.step, plan.evaluate_every, plan.steps):
                 measured = recipe.evaluate()
                 log.write({"step": progress.step, "evaluation": _rounded(measured)})
@@ -159,9 +160,9 @@ def _is_due(step: int, every: int | None, last: int) -> bool:
     return step == last or (every is not None and step % every == 0)
 
 
-def _refuse_nonsense(losses: Mapping[str, float], step: int) -> None:
+def _refuse_nonsense(losses: Mapping[str, float | list[float]], step: int) -> None:
     for name, value in losses.items():
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(
                 f"{name} is {value} at step {step}; lower the learning rate, or leave out the data that causes it"
             )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,10 @@ from medusa_core.training.packing import Examples, PackedRows
 from medusa_core.training.records import Record, read_records
 from medusa_core.training.tokenizer import load_data_tokenizer
 
-__all__ = ["CalibratePlan", "Calibrated", "calibrate", "draw_calibration", "prompt_of"]
+__all__ = ["CalibratePlan", "Calibrated", "calibrate", "draw_calibration", "measure_speed", "prompt_of"]
+
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -136,26 +140,41 @@ def calibrate(
     watch("judging the heads", 0.0)
     calibration = _judge(config, source, examples, plan)
     _give_back()
-    path = folder / CALIBRATION_FILE
+    chosen = [prompt_of(record, tokenizer) for record in _spread_out(records, plan.prompts)]
+    found = measure_speed(config, calibration, chosen, plan, folder / CALIBRATION_FILE, watch)
+    found = replace(found, own_answers=len(asked))
+    if pictures is not None:
+        draw_calibration(found, config.model, pictures)
+    return found
+
+
+def measure_speed(
+    config: EngineConfig,
+    calibration: Calibration,
+    prompts: Sequence[Prompt],
+    plan: CalibratePlan,
+    path: Path,
+    watch: Watch = unwatched,
+) -> Calibrated:
+    """Count tokens per step and time steps by the size of the tree, choose trees, and write it all to `path`.
+
+    calibration: what is known of the heads; curves that stand in `path` already, of other machines too, are kept.
+    prompts:     answered are some of them, evenly spread.
+    """
     if path.is_file():
-        known = Calibration.load(path)
-        calibration = replace(calibration, latency=known.latency)
+        calibration = replace(calibration, latency=Calibration.load(path).latency)
     nodes = plan.nodes if plan.nodes is not None else sensible_nodes(choose_device(config.device).type)
     engine = Engine.load(replace(config, tree_nodes=max(nodes)), watch, calibration)
-    chosen = [prompt_of(record, tokenizer) for record in _spread_out(records, plan.prompts)]
-    prompts = _with_room(chosen, engine.info.max_context, plan.max_tokens)
-    counted = count_tokens_per_step(engine, prompts, nodes, plan.max_tokens, watch)
-    curve = latency_curve(engine, prompts, nodes, LatencyPlan(context=plan.context, rounds=plan.rounds), watch)
+    asked = _with_room(_spread_out(prompts, plan.prompts), engine.info.max_context, plan.max_tokens)
+    counted = count_tokens_per_step(engine, asked, nodes, plan.max_tokens, watch)
+    curve = latency_curve(engine, asked, nodes, LatencyPlan(context=plan.context, rounds=plan.rounds), watch)
     calibration = replace(
         calibration,
         tokens_per_step=counted,
         trees={count: calibration.best_tree(count) for count in nodes if count > 1},
     ).with_latency(curve)
     calibration.save(path)
-    found = Calibrated(calibration, path, curve, calibration.best_nodes(curve), len(asked))
-    if pictures is not None:
-        draw_calibration(found, config.model, pictures)
-    return found
+    return Calibrated(calibration, path, curve, calibration.best_nodes(curve), own_answers=0)
 
 
 def _heads_folder(config: EngineConfig) -> tuple[Path, str]:
@@ -177,10 +196,10 @@ def _has_answer(record: Record) -> bool:
     return record.text is not None or (len(record.messages) > 0 and record.messages[-1].role == "assistant")
 
 
-def _spread_out(records: Sequence[Record], count: int) -> list[Record]:
+def _spread_out(things: Sequence[Thing], count: int) -> list[Thing]:
     """At most so many of them, evenly spaced: data often comes sorted by kind."""
-    step = max(1.0, len(records) / count)
-    return [records[int(index * step)] for index in range(min(count, len(records)))]
+    step = max(1.0, len(things) / count)
+    return [things[int(index * step)] for index in range(min(count, len(things)))]
 
 
 def prompt_of(record: Record, tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -51,7 +51,7 @@ class HeadsRecipe:
         """See Recipe.rate."""
         return cosine(step, self.steps, min(self._plan.warmup_steps, self.steps // 4))
 
-    def accumulate(self, step: int) -> Mapping[str, float]:
+    def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
         """See Recipe.accumulate."""
         plan, heads, num_heads = self._plan, self._heads, self._heads.config.num_heads
         parts = self._trained.batch(step, plan.rows_per_step).split(plan.rows_per_pass)
@@ -67,7 +67,7 @@ class HeadsRecipe:
             for rows, labels in judged:
                 total += self._add_gradients(rows, labels, weights)
         nats = (self._workers.sum(total) / counts).tolist()
-        return {"loss": sum(plan.decay**k * own for k, own in enumerate(nats, start=1)), "head_1": nats[0]}
+        return {"loss": sum(plan.decay**k * own for k, own in enumerate(nats, start=1)), "head_nats": nats}
 
     def _add_gradients(self, rows: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Nats of each head [K] summed over rows [R, H]; `rows_per_chunk` of them have logits at a time."""

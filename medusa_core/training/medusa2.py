@@ -82,7 +82,7 @@ class JointRecipe:
         full = self._joint.heads_weight
         return full * math.sin(math.pi / 2 * (step + 1) / self.steps) if self._joint.heads_ramp else full
 
-    def accumulate(self, step: int) -> Mapping[str, float]:
+    def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
         """See Recipe.accumulate."""
         plan, num_heads = self._plan, self._heads.config.num_heads
         parts = self._trained.batch(step, plan.rows_per_step).split(plan.rows_per_pass)
@@ -103,7 +103,8 @@ class JointRecipe:
                 total += self._add_gradients(one, weights)
         self._base.model.train(False)
         own, *nats = (self._workers.sum(total) / counts).tolist()
-        return {"own": own, "heads": sum(plan.decay**k * each for k, each in enumerate(nats, start=1))}
+        heads = sum(plan.decay**k * each for k, each in enumerate(nats, start=1))
+        return {"own": own, "heads": heads, "head_nats": nats}
 
     def _ask(self, part: Batch) -> _Asked:
         batch = part.to(self._base.device)

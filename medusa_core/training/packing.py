@@ -6,6 +6,7 @@ tokens that stand alone. Which rows a step sees is a function of (seed, step), s
 
 import bisect
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,13 +97,19 @@ class Examples(Sequence[Example]):
         return hashed.hexdigest()
 
     def split(self, held_out_percent: float) -> "tuple[Examples, Examples]":
-        """Examples to train on and to measure on; a hash of the tokens decides, so equal examples stay together."""
-        sides: tuple[list[int], list[int]] = ([], [])
+        """Examples to train on and to measure on; a hash of the tokens decides, so equal examples stay together.
+
+        However few there are, one is held out.
+        """
+        shares = []
         for index in range(len(self)):
             own = self.tokens[self.start(index) : int(self.ends[index])]
             digest = hashlib.sha256(own.astype("<i4").tobytes()).digest()
-            share = int.from_bytes(digest[:8], "big") / 2**64 * 100.0
-            sides[share < held_out_percent].append(index)
+            shares.append(int.from_bytes(digest[:8], "big") / 2**64 * 100.0)
+        limit = max(held_out_percent, math.nextafter(min(shares, default=0.0), math.inf))
+        sides: tuple[list[int], list[int]] = ([], [])
+        for index, share in enumerate(shares):
+            sides[share < limit].append(index)
         return self.chosen(sides[0]), self.chosen(sides[1])
 
 

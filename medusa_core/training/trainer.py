@@ -3,7 +3,7 @@
 Everything an interrupted run needs is in the folder `OUT/run`; the same command goes on from there.
 """
 
-import json
+import gc
 import logging
 import math
 import os
@@ -13,23 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints import save_heads
+from medusa_core.config import EngineConfig, Quantization
 from medusa_core.errors import ConfigurationError, QualityLost
+from medusa_core.evaluation.answers import Watch, unwatched
+from medusa_core.evaluation.prompts import Prompt
 from medusa_core.heads import DraftHeads
 from medusa_core.training.adapter import Adapter
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads
-from medusa_core.training.encoding import read_examples
-from medusa_core.training.loop import LOG, LoopPlan, fit, read_log
+from medusa_core.training.encoding import Example, read_examples
+from medusa_core.training.loop import LoopPlan, fit, read_log
 from medusa_core.training.loss import IGNORED, head_labels
+from medusa_core.training.measure import Calibrated, CalibratePlan, measure_speed
 from medusa_core.training.medusa1 import HeadsRecipe
 from medusa_core.training.medusa2 import JointRecipe, mean_nats
 from medusa_core.training.packing import Examples, PackedRows
 from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
+from medusa_core.training.report import DataFacts, Report, write_report
+from medusa_core.training.scores import HeadScores
 from medusa_core.training.workers import Workers, workers_of_this_launch
 
-__all__ = ["Trained", "train"]
+__all__ = ["BaseOptions", "Trained", "train"]
 
 RUN = "run"
 HEADS_STAGE, JOINT_STAGE = "heads", "joint"
@@ -38,52 +46,95 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a run ended with.
+class BaseOptions:
+    """The model whose heads are trained, and how it is loaded for that.
 
-    model:      what the heads are to be served with: the base's name, or the folder of a merged model.
-    heads:      folder of the heads, and of the adapter where there is one.
-    perplexity: of the base on held-out text, before and after; None when the base was not trained.
+    quantize:      how its weights are stored.
+    is_spread:     whether it is laid over all devices, for a model too large for one.
+    chat_template: file with a template for a model that has none.
     """
 
     model: str
+    device: str = "auto"
+    quantize: Quantization = "none"
+    is_spread: bool = False
+    chat_template: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ended with.
+
+    heads: folder of the heads, of the adapter where there is one, and of the report.
+    """
+
     heads: Path
     calibration: Calibration
-    perplexity: tuple[float, float] | None
+    report: Report
 
 
 @dataclass(frozen=True)
 class _Data:
     trained: PackedRows
     held_out: PackedRows
+    facts: DataFacts
     digest: str
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What training itself ends with, before anything is measured through the engine."""
+
+    served_with: str
+    heads: Path
+    calibration: Calibration
+    scores: HeadScores
+    perplexity: tuple[float, float] | None
+    data: _Data
+
+
 def train(
-    model: str,
+    base: BaseOptions,
     data: Path,
     out: Path,
     plan: TrainPlan,
-    device: str,
     joint: JointPlan | None = None,
-    quantize: str = "none",
-    is_spread: bool = False,
-    chat_template: Path | None = None,
-) -> Trained:
-    """Train heads for a model on a JSON-lines file and write them, with their calibration, to the folder `out`.
+    measured: CalibratePlan | None = None,
+    watch: Watch = unwatched,
+) -> Trained | None:
+    """Train heads for a model on a JSON-lines file and write them, calibrated and with a report, to the folder `out`.
 
-    joint:     also train the base, or an adapter on it, with the heads (Medusa-2); None leaves it as it is (Medusa-1).
-    quantize:  how the base's weights are stored while it is trained with.
-    is_spread: whether the base is laid over all devices, for a model too large for one.
-    chat_template: file with a template for a model that has none.
+    joint:    also train the base, or an adapter on it, with the heads (Medusa-2); None leaves it as it is (Medusa-1).
+    measured: how tokens per step and step times are measured when the heads are there; None leaves that out.
 
-    Goes on from `out` when that holds the state of an interrupted run with the same plan and data.
+    Goes on from `out` when that holds the state of an interrupted run with the same plan and data. Returns None in
+    processes of a launch that do not lead it.
 
     Raises ConfigurationError for data or options that cannot be trained with, QualityLost when the base would lose more
-    than the plan allows; `out` then holds the run's state and no heads.
+    than the plan allows; `out` then holds the run's state, and whatever it held before.
     """
-    workers = workers_of_this_launch(device)
-    base = FrozenBase.load(model, workers.device, quantize, is_spread, chat_template)
+    workers = workers_of_this_launch(base.device)
+    result = _train(base, data, out, plan, joint, workers)
+    if workers.rank != 0:
+        return None
+    calibration, speed = result.calibration, None
+    if measured is not None:
+        speed = _speed(base, result, measured, watch)
+        calibration = speed.calibration
+    log = [{"stage": stage, **line} for stage in (HEADS_STAGE, JOINT_STAGE) for line in read_log(out / RUN / stage)]
+    report = Report(
+        base.model, result.served_with, plan, joint, result.data.facts, log, result.scores, result.perplexity, speed
+    )
+    write_report(report, result.heads)
+    shutil.rmtree(out / RUN)
+    return Trained(result.heads, calibration, report)
+
+
+def _train(
+    options: BaseOptions, data: Path, out: Path, plan: TrainPlan, joint: JointPlan | None, workers: Workers
+) -> _Result:
+    """Train and write the heads; the base is out of memory when this returns."""
+    base = FrozenBase.load(options.model, workers.device, options.quantize, options.is_spread, options.chat_template)
     if joint is not None and joint.adapter_rank is None:
         base.model.float()  # type: ignore[no-untyped-call]
     rows = _rows(base, data, plan)
@@ -91,23 +142,44 @@ def train(
         base.lm_head, plan.num_heads, plan.num_layers, plan.shared_lm_head, plan.lm_head_rank
     ).float()
     heads.to(workers.device).train()
-    run = fingerprint(plan, joint, model, quantize, rows.digest)
+    run = fingerprint(plan, joint, options.model, options.quantize, rows.digest)
+    recipe = HeadsRecipe(base, heads, rows.trained, rows.held_out, plan, workers)
     if joint is None or joint.two_stages:
-        recipe = HeadsRecipe(base, heads, rows.trained, rows.held_out, plan, workers)
         fit(recipe, _loop(plan, "training heads", recipe.steps), out / RUN / HEADS_STAGE, run, workers)
-    perplexity = None
-    adapter = None
+    perplexity = adapter = None
     if joint is not None:
         adapter = _adapter(base, joint, plan.seed)
         perplexity = _train_jointly(base, adapter, heads, rows, plan, joint, out / RUN / JOINT_STAGE, run, workers)
     heads.eval().requires_grad_(False)
+    scores = recipe.scores()
     calibration = calibrate_heads(base, heads, rows.held_out.in_order(plan.rows_per_pass))
-    written_for, folder = model, out
+    served_with, folder = options.model, out
     if workers.rank == 0:
-        written_for, folder = _write(base, adapter, heads, calibration, joint, out)
-        _keep_logs(out)
+        served_with, folder = _write(base, adapter, heads, calibration, joint, out)
     workers.wait()
-    return Trained(written_for, folder, calibration, perplexity)
+    return _Result(served_with, folder, calibration, scores, perplexity, rows)
+
+
+def _speed(options: BaseOptions, result: _Result, plan: CalibratePlan, watch: Watch) -> Calibrated:
+    """Tokens per step and step times through the engine, on prompts that training did not see."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    config = EngineConfig(
+        model=result.served_with, heads=str(result.heads), device=options.device, quantize=options.quantize
+    )
+    prompts = [
+        Prompt(line, "text", beginning)
+        for line, example in enumerate(result.data.held_out.examples, start=1)
+        if (beginning := _beginning(example))
+    ]
+    return measure_speed(config, result.calibration, prompts, plan, result.heads / CALIBRATION_FILE, watch)
+
+
+def _beginning(example: Example) -> tuple[int, ...]:
+    """What an answer was given to; of a text that is judged throughout, its first third."""
+    first = example.judged.index(True)
+    return example.tokens[: first if first > 0 else len(example.tokens) // 3]
 
 
 def _rows(base: FrozenBase, data: Path, plan: TrainPlan) -> _Data:
@@ -120,13 +192,15 @@ def _rows(base: FrozenBase, data: Path, plan: TrainPlan) -> _Data:
             f"{data} has {len(examples)} examples with an answer to learn from; holding out {plan.held_out_percent} % "
             f"leaves {len(trained)} to train on and {len(held_out)} to measure on; give more data"
         )
+    packed = PackedRows.pack(trained, length, plan.seed, base.packs)
     rows = _Data(
-        PackedRows.pack(trained, length, plan.seed, base.packs),
+        packed,
         PackedRows.pack(held_out, length, plan.seed, base.packs),
+        DataFacts(data.name, len(trained), len(held_out), len(trained.tokens), len(packed)),
         examples.digest(),
     )
-    for name, packed in (("train on", rows.trained), ("measure on", rows.held_out)):
-        if not any((head_labels(batch, plan.num_heads)[-1] != IGNORED).any() for batch in packed.in_order(1)):
+    for name, part in (("train on", rows.trained), ("measure on", rows.held_out)):
+        if not any((head_labels(batch, plan.num_heads)[-1] != IGNORED).any() for batch in part.in_order(1)):
             raise ConfigurationError(
                 f"no answer in {data} to {name} is long enough for {plan.num_heads} heads, which look "
                 f"{plan.num_heads + 1} tokens ahead; give longer answers, or train fewer heads"
@@ -201,13 +275,3 @@ def _write_model(base: FrozenBase, out: Path) -> None:
         base.tokenizer.save_pretrained(staging)
         for file in Path(staging).iterdir():
             os.replace(file, out / file.name)
-
-
-def _keep_logs(out: Path) -> None:
-    """Of the run's folder only what it tells remains, one log of all stages."""
-    stages = [out / RUN / name for name in (HEADS_STAGE, JOINT_STAGE)]
-    lines = [{"stage": stage.name, **line} for stage in stages for line in read_log(stage)]
-    partial = out / f"{LOG}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, out / LOG)
-    shutil.rmtree(out / RUN)

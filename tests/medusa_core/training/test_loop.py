@@ -38,7 +38,7 @@ class Line:
     def rate(self, step: int) -> float:
         return cosine(step, PLAN.steps, 2)
 
-    def accumulate(self, step: int) -> Mapping[str, float]:
+    def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
         if step == self._dies_at:
             raise Killed
         x = torch.tensor([[float(step % 3)]])
@@ -135,7 +135,7 @@ def test_early_stopping_survives_an_interruption(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
     class Diverging(Line):
-        def accumulate(self, step: int) -> Mapping[str, float]:
+        def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
             losses = super().accumulate(step)
             return losses if step < 2 else {"loss": math.nan}
 

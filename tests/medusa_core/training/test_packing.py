@@ -30,6 +30,12 @@ def test_equal_examples_fall_on_the_same_side_of_the_split() -> None:
     assert len(held_out) > 0
 
 
+def test_of_few_examples_one_is_held_out() -> None:
+    trained, held_out = Examples.of(counting(5)).split(0.001)
+
+    assert (len(trained), len(held_out)) == (4, 1)
+
+
 def test_a_digest_tells_tokens_marks_and_borders_apart() -> None:
     cases = [
         [Example((1, 2), (True, True))],

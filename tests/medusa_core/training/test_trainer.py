@@ -15,9 +15,8 @@ from medusa_core.adapters import find_adapter
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.errors import ConfigurationError, QualityLost
-from medusa_core.training.loop import read_log
 from medusa_core.training.plan import JointPlan, TrainPlan
-from medusa_core.training.trainer import train
+from medusa_core.training.trainer import BaseOptions, Trained, train
 from tests.medusa_core.training.cast import base, saved_base
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +33,13 @@ PLAN = TrainPlan(
 JOINT = JointPlan(adapter_rank=2, adapter_dropout=0.0, max_perplexity_percent=50.0)
 
 
+def trained(model: Path, data: Path, out: Path, plan: TrainPlan = PLAN, joint: JointPlan | None = None) -> Trained:
+    """What one process alone ends with; nothing is measured through the engine."""
+    found = train(BaseOptions(str(model), "cpu"), data, out, plan, joint)
+    assert found is not None, "it leads"
+    return found
+
+
 def texts(folder: Path, count: int = 30) -> Path:
     data = folder / "data.jsonl"
     lines = [{"text": f"def dedent{n}(text):\n    return text.strip({n})\n"} for n in range(count)]
@@ -47,11 +53,12 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_heads_and_calibration_are_written_and_nothing_is_left_over(tmp_path: Path, model: Path) -> None:
-    trained = train(str(model), texts(tmp_path), tmp_path / "heads", PLAN, "cpu")
+    found = trained(model, texts(tmp_path), tmp_path / "heads")
 
-    assert Calibration.load(tmp_path / "heads" / "calibration.json").samples == trained.calibration.samples
+    assert Calibration.load(tmp_path / "heads" / "calibration.json").samples == found.calibration.samples
     assert load_heads(tmp_path / "heads", base().lm_head).config.num_heads == 2
-    assert (trained.model, trained.heads, trained.perplexity) == (str(model), tmp_path / "heads", None)
+    assert found.heads == tmp_path / "heads"
+    assert (found.report.served_with, found.report.perplexity, found.report.speed) == (str(model), None, None)
     assert not (tmp_path / "heads" / "run").exists()
     assert not list((tmp_path / "heads").glob("*.partial"))
 
@@ -59,31 +66,31 @@ def test_heads_and_calibration_are_written_and_nothing_is_left_over(tmp_path: Pa
 def test_the_same_command_gives_the_same_heads(tmp_path: Path, model: Path) -> None:
     data = texts(tmp_path)
     for name in ("a", "b"):
-        train(str(model), data, tmp_path / name, PLAN, "cpu")
+        trained(model, data, tmp_path / name)
 
     first, second = (load_heads(tmp_path / name, base().lm_head) for name in ("a", "b"))
     assert torch.equal(first.weight, second.weight)
 
 
 def test_medusa2_writes_heads_with_an_adapter_beside_them(tmp_path: Path, model: Path) -> None:
-    trained = train(str(model), texts(tmp_path), tmp_path / "out", PLAN, "cpu", JOINT)
+    found = trained(model, texts(tmp_path), tmp_path / "out", PLAN, JOINT)
 
     assert find_adapter(tmp_path / "out") == tmp_path / "out" / "adapter"
     assert load_heads(tmp_path / "out", base().lm_head).config.num_heads == 2
-    assert trained.perplexity is not None
+    assert found.report.perplexity is not None
     assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())[
         "base_model_name_or_path"
     ] == str(model)
 
 
 def test_medusa2_writes_a_whole_model_when_asked_to_merge(tmp_path: Path, model: Path) -> None:
-    trained = train(str(model), texts(tmp_path), tmp_path / "out", PLAN, "cpu", replace(JOINT, merge=True))
+    found = trained(model, texts(tmp_path), tmp_path / "out", PLAN, replace(JOINT, merge=True))
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not any("lora" in name for name, _ in merged.named_parameters())
-    assert find_heads(str(tmp_path / "out")) == trained.heads == tmp_path / "out" / "heads"
-    assert trained.model == str(tmp_path / "out")
-    assert find_adapter(trained.heads) is None
+    assert find_heads(str(tmp_path / "out")) == found.heads == tmp_path / "out" / "heads"
+    assert found.report.served_with == str(tmp_path / "out")
+    assert find_adapter(found.heads) is None
 
 
 def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_on(tmp_path: Path, model: Path) -> None:
@@ -91,27 +98,27 @@ def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_
     strict = replace(JOINT, max_perplexity_percent=-1000.0)
 
     with pytest.raises(QualityLost, match="raise --max-perplexity-percent"):
-        train(str(model), data, out, PLAN, "cpu", strict)
+        trained(model, data, out, PLAN, strict)
     assert sorted(file.name for file in out.iterdir()) == ["run"]
 
-    train(str(model), data, out, PLAN, "cpu", JOINT)
+    trained(model, data, out, PLAN, JOINT)
     assert (out / "adapter").is_dir()
 
 
 def test_heads_that_stand_are_not_overwritten_by_a_base_that_lost_too_much(tmp_path: Path, model: Path) -> None:
     data, out = texts(tmp_path), tmp_path / "out"
-    train(str(model), data, out, PLAN, "cpu")
+    trained(model, data, out)
     before = (out / "medusa_lm_head.safetensors").read_bytes()
 
     with pytest.raises(QualityLost):
-        train(str(model), data, out, PLAN, "cpu", replace(JOINT, max_perplexity_percent=-1000.0))
+        trained(model, data, out, PLAN, replace(JOINT, max_perplexity_percent=-1000.0))
 
     assert (out / "medusa_lm_head.safetensors").read_bytes() == before
 
 
 def test_too_little_data_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigurationError, match="give more data"):
-        train(str(model), texts(tmp_path, 1), tmp_path / "heads", PLAN, "cpu")
+        trained(model, texts(tmp_path, 1), tmp_path / "heads")
 
 
 def test_answers_too_short_for_the_heads_are_refused(tmp_path: Path, model: Path) -> None:
@@ -119,23 +126,23 @@ def test_answers_too_short_for_the_heads_are_refused(tmp_path: Path, model: Path
     data.write_text("".join(json.dumps({"text": f"def {n}"}) + "\n" for n in range(60)))
 
     with pytest.raises(ConfigurationError, match="long enough for 8 heads, which look 9 tokens ahead"):
-        train(str(model), data, tmp_path / "heads", replace(PLAN, num_heads=8), "cpu")
+        trained(model, data, tmp_path / "heads", replace(PLAN, num_heads=8))
 
 
 LAUNCHED = """
 import json, sys
 from pathlib import Path
-from medusa_core.training.loop import read_log
 from medusa_core.training.plan import JointPlan, TrainPlan
-from medusa_core.training.trainer import train
+from medusa_core.training.trainer import BaseOptions, Trained, train
 plan, joint = json.loads(sys.argv[4]), json.loads(sys.argv[5])
-train(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), TrainPlan(**plan), "cpu", JointPlan(**joint))
+base = BaseOptions(sys.argv[1], "cpu")
+train(base, Path(sys.argv[2]), Path(sys.argv[3]), TrainPlan(**plan), JointPlan(**joint))
 """
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path, model: Path) -> None:
     data = texts(tmp_path)
-    train(str(model), data, tmp_path / "one", PLAN, "cpu", JOINT)
+    trained(model, data, tmp_path / "one", PLAN, JOINT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -157,9 +164,10 @@ def test_two_processes_train_as_one_does(tmp_path: Path, model: Path) -> None:
     assert "training heads" not in said[1]  # one of them shows its progress
     one, two = (load_heads(tmp_path / name, base().lm_head) for name in ("one", "two"))
     torch.testing.assert_close(two.weight, one.weight, atol=1e-4, rtol=1e-3)
-    logs = [read_log(tmp_path / name) for name in ("one", "two")]
-    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    for figure in ("held_out_loss", "head_nats", "top_5"):
+        assert reports[1]["held_out"][figure] == pytest.approx(reports[0]["held_out"][figure], rel=1e-3)
+    assert reports[1]["perplexity"]["after"] == pytest.approx(reports[0]["perplexity"]["after"], rel=1e-3)
     adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two")]
     for name, tensor in adapters[0].items():
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-3, rtol=1e-2)
