@@ -4,11 +4,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from medusa_core.checkpoints.files import Download, StoredTensors, open_file, read_json, snapshot
+from medusa_core.checkpoints.files import Download, StoredTensors, indices, open_file, read_json, snapshot
 from medusa_core.config import model_location
 from medusa_core.errors import HeadsMismatch, ModelNotFound
 
-__all__ = ["base_folder", "read_lm_head", "vocab_size_of"]
+__all__ = ["base_folder", "loaded_index", "read_lm_head", "vocab_size_of"]
 
 # By key, those that are LM heads before the embeddings that serve as one where there is none.
 LM_HEADS = (
@@ -30,7 +30,7 @@ def read_lm_head(model: str, download: Download = snapshot) -> Tensor:
     Raises ModelNotFound when there are no weights, HeadsMismatch when none of them is known as an LM head.
     """
     folder = base_folder(model, download)
-    index = next(iter(sorted(folder.glob("*.index.json"), reverse=True)), None)
+    index = loaded_index(folder)
     if index is not None:
         return _lm_head_in(open_file(index), model, download)
     if folder != Path(model_location(model)):
@@ -56,6 +56,11 @@ def _lm_head_in(stored: StoredTensors, model: str, download: Download) -> Tensor
             "name the base model as it was before"
         )
     return lm_head
+
+
+def loaded_index(folder: Path) -> Path | None:
+    """The index of the shards that transformers loads from a folder; None where it takes a single file, or nothing."""
+    return None if (folder / WHOLE[0]).is_file() else next(iter(indices(folder)), None)
 
 
 def vocab_size_of(model: str, download: Download = snapshot) -> int | None:

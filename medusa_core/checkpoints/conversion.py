@@ -9,9 +9,9 @@ import torch
 
 from medusa_core.adapters import ADAPTER_FOLDER, find_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
-from medusa_core.checkpoints.base_files import base_folder, read_lm_head, vocab_size_of
+from medusa_core.checkpoints.base_files import base_folder, loaded_index, read_lm_head, vocab_size_of
 from medusa_core.checkpoints.card import heads_card
-from medusa_core.checkpoints.files import Download, read_json, snapshot
+from medusa_core.checkpoints.files import Download, open_file, read_json, snapshot
 from medusa_core.checkpoints.inspection import base_named_by, heads_location
 from medusa_core.checkpoints.layouts import Layout, kind_of
 from medusa_core.checkpoints.reading import StoredHeads, fill, open_heads, read_heads
@@ -90,9 +90,9 @@ def _whole_base(base: str | None, download: Download) -> Path:
 
 
 def _weights_named(folder: Path) -> Iterator[Path]:
-    for index in folder.glob("*.index.json"):
-        weight_map = read_json(index).get("weight_map")
-        yield from (folder / name for name in set(weight_map.values() if isinstance(weight_map, dict) else ()))
+    index = loaded_index(folder)
+    if index is not None:
+        yield from set(open_file(index).files.values())
 
 
 def _copy_tokenizer(folder: Path, staging: Path) -> None:

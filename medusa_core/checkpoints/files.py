@@ -1,6 +1,7 @@
 """Where the tensors of a checkpoint are: a file, a folder, shards behind an index, a hub id. Knows no layout."""
 
 import json
+import logging
 import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "StoredTensors",
     "cached_snapshot",
     "from_hub",
+    "indices",
     "open_file",
     "open_folder",
     "open_source",
@@ -31,6 +33,8 @@ __all__ = [
     "snapshot",
     "write_tensors",
 ]
+
+_log = logging.getLogger(__name__)
 
 HEADS_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 # Where heads stand in files that are not named after them: full models, draft models, converted ones, PEFT's.
@@ -105,21 +109,34 @@ def open_source(source: str | Path, head_keys: HeadKeys, download: Download) -> 
 
 
 def open_folder(folder: Path, head_keys: HeadKeys) -> StoredTensors | None:
-    """The first file or index of a folder that holds heads; None when none does. Reads headers and indices only."""
+    """The first file or index of a folder that holds heads; None when none does. Reads headers and indices only.
+
+    A file that is named after heads must be readable. Of others it is enough that one is: a base model often keeps
+    stale or empty forms of its weights beside the one that is loaded.
+    """
     named = next((folder / name for name in HEADS_FILES if (folder / name).is_file()), None)
     if named is not None:
         return open_file(named)
-    for path in _other_files(folder):
-        stored = open_file(path)
+    unreadable: list[CheckpointError] = []
+    others = [*indices(folder), *(folder / name for name in MODEL_FILES if (folder / name).is_file())]
+    for path in others:
+        try:
+            stored = open_file(path)
+        except CheckpointError as error:
+            unreadable.append(error)
+            continue
         if head_keys(stored.files):
             return stored
+    if unreadable and len(unreadable) == len(others):
+        raise unreadable[0]
+    for error in unreadable:
+        _log.warning("passed over in the search for heads: %s", error)
     return None
 
 
-def _other_files(folder: Path) -> Iterator[Path]:
-    # reversed, so that safetensors come before pickles of the same tensors
-    yield from sorted(folder.glob("*.index.json"), reverse=True)
-    yield from (folder / name for name in MODEL_FILES if (folder / name).is_file())
+def indices(folder: Path) -> list[Path]:
+    """The indices of shards in a folder, those of safetensors before those of pickles of the same tensors."""
+    return [path for kind in ("safetensors", "bin") for path in sorted(folder.glob(f"*.{kind}.index.json"))]
 
 
 def open_file(path: Path) -> StoredTensors:
@@ -128,8 +145,15 @@ def open_file(path: Path) -> StoredTensors:
         names = read_json(path).get("weight_map")
         if not isinstance(names, dict):
             raise CheckpointError(f"{str(path)!r} is no index of shards: it has no 'weight_map'")
-        return StoredTensors(path, {key: path.parent / str(name) for key, name in names.items()})
+        return StoredTensors(path, {key: path.parent / _inside(str(name), path) for key, name in names.items()})
     return StoredTensors(path, dict.fromkeys(_keys(path), path))
+
+
+def _inside(name: str, index: Path) -> str:
+    """The name of a shard, which an index from anywhere must not lead out of its folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CheckpointError(f"{str(index)!r} names the shard {name!r}, which is outside of its folder")
+    return name
 
 
 def _keys(path: Path) -> list[str]:
@@ -219,10 +243,10 @@ def from_hub(source: str, head_keys: HeadKeys, download: Download) -> Path:
         folder = download(name, at, (*HEADS_FILES, *DESCRIPTIONS))
         if any((folder / file).is_file() for file in HEADS_FILES):
             return folder
-        indices = [open_file(path) for path in sorted(folder.glob("*.index.json"))]
-        shards = {stored.files[key].name for stored in indices for key in head_keys(stored.files)}
-        if shards:
-            return download(name, at, sorted(shards))
+        for stored in map(open_file, indices(folder)):
+            shards = {stored.files[key].name for key in head_keys(stored.files)}
+            if shards:
+                return download(name, at, sorted(shards))
         return download(name, at, MODEL_FILES)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

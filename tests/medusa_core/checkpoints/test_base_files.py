@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medusa_core.checkpoints.base_files import base_folder, read_lm_head, vocab_size_of
+from medusa_core.checkpoints.base_files import base_folder, loaded_index, read_lm_head, vocab_size_of
 from medusa_core.errors import HeadsMismatch, ModelNotFound
 from tests.medusa_core.checkpoints.public import LM_HEAD, base_tensors, write_sharded
 
@@ -30,6 +30,21 @@ def test_tied_embeddings_are_the_lm_head(tmp_path: Path, suffix: str) -> None:
         save_file(tensors, tmp_path / "model.safetensors")
 
     assert torch.equal(read_lm_head(str(tmp_path)), tensors["model.embed_tokens.weight"])
+
+
+def test_shards_of_pickles_that_were_never_fetched_are_not_missed(tmp_path: Path) -> None:
+    write_sharded(tmp_path, [base_tensors()], "bin")
+    (tmp_path / "pytorch_model-00001-of-00001.bin").unlink()
+    save_file(base_tensors(), tmp_path / "model.safetensors")
+
+    assert loaded_index(tmp_path) is None
+    assert torch.equal(read_lm_head(str(tmp_path)), LM_HEAD)
+
+    (tmp_path / "model.safetensors").unlink()
+    write_sharded(tmp_path, [base_tensors()], "safetensors")
+
+    assert loaded_index(tmp_path) == tmp_path / "model.safetensors.index.json"
+    assert torch.equal(read_lm_head(str(tmp_path)), LM_HEAD)
 
 
 def test_of_a_hub_id_only_the_shard_of_the_lm_head_is_fetched(tmp_path: Path) -> None:

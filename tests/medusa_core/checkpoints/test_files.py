@@ -1,10 +1,12 @@
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from medusa_core.checkpoints.files import cached_snapshot, open_file, open_folder, read_json
+from medusa_core.checkpoints.files import cached_snapshot, from_hub, open_file, open_folder, read_json
 from medusa_core.checkpoints.layouts import head_keys
 from medusa_core.errors import CheckpointError
 from tests.medusa_core.checkpoints.public import base_tensors, layout_c, state_dict, write_sharded
@@ -32,6 +34,53 @@ def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="no 'weight_map'"):
         open_folder(tmp_path, head_keys)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/model.safetensors", "/elsewhere/model.safetensors"])
+def test_an_index_does_not_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"medusa_head.0.0.linear.weight": name}}))
+
+    with pytest.raises(CheckpointError, match="which is outside of its folder"):
+        open_file(index)
+
+
+def test_safetensors_are_read_where_the_pickles_of_the_same_index_were_never_fetched(tmp_path: Path) -> None:
+    layout_c(tmp_path, "bin")
+    for shard in tmp_path.glob("*.bin"):
+        shard.unlink()
+    layout_c(tmp_path)
+
+    found = open_folder(tmp_path, head_keys)
+
+    assert found is not None and found.path.name == "model.safetensors.index.json"
+
+
+def test_a_stale_form_of_a_base_models_weights_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(base_tensors(), tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "search.index.json").write_text("[]")
+
+    assert open_folder(tmp_path, head_keys) is None
+    assert "passed over in the search for heads" in caplog.text
+
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_folder(tmp_path, head_keys)
+
+
+def test_of_a_hub_id_the_shards_of_one_index_are_fetched(tmp_path: Path) -> None:
+    layout_c(tmp_path, "bin")
+    layout_c(tmp_path)
+    asked: list[Sequence[str]] = []
+
+    def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+        asked.append(patterns)
+        return tmp_path
+
+    from_hub("owner/name", head_keys, download)
+
+    assert asked[-1] == ["model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]
 
 
 def test_a_file_named_after_heads_goes_before_a_full_models(tmp_path: Path) -> None:
