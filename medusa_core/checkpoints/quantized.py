@@ -11,6 +11,8 @@ from medusa_core.errors import HeadsMismatch
 __all__ = ["dequantized"]
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Extras that are no weights: which tokens are drafted.
+_INTEGERS = ("token_map", "d2t", "t2d")
 # The scale of activations: heads compute in the base's dtype, so nothing is to be scaled.
 _UNUSED = "input_scale"
 
@@ -35,7 +37,7 @@ def dequantized(tensors: Mapping[Part, Tensor], source: str) -> tuple[dict[Part,
         if part.name == "weight_scale":
             found[weight] = _multiplied(found[weight], scale, source)
     for part, tensor in found.items():
-        if tensor.dtype in _FLOAT8 or (not tensor.is_floating_point() and part.role in ("block", "lm_head")):
+        if tensor.dtype in _FLOAT8 or not (tensor.is_floating_point() or part.role in _INTEGERS):
             raise HeadsMismatch(
                 f"the {part.role} of head {part.head} in {source!r} is {str(tensor.dtype).removeprefix('torch.')} "
                 "without a 'weight_scale', so its size is unknown"
@@ -50,7 +52,8 @@ def _multiplied(weight: Tensor, scale: Tensor, source: str) -> Tensor:
             f"{source!r} scales weights of {str(weight.dtype).removeprefix('torch.')}, only FP8 can be undone here; "
             "export the heads in FP8 with one scale for each tensor, or in bf16"
         )
-    if scale.numel() not in (1, len(weight)):
+    # by shape: as many numbers may also be one for each column, or for each of several blocks
+    if scale.numel() != 1 and list(scale.shape) not in ([len(weight)], [len(weight), 1]):
         raise HeadsMismatch(
             f"{source!r} has a 'weight_scale' of shape {list(scale.shape)} for a weight of shape "
             f"{list(weight.shape)}; only one scale for the tensor, or for each row, can be undone here"
