@@ -129,8 +129,8 @@ def open_folder(folder: Path, head_keys: HeadKeys) -> StoredTensors | None:
             return stored
     if unreadable and len(unreadable) == len(others):
         raise unreadable[0]
-    for error in unreadable:
-        _log.warning("passed over in the search for heads: %s", error)
+    for reason in unreadable:
+        _log.warning("passed over in the search for heads: %s", reason)
     return None
 
 
