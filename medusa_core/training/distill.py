@@ -148,7 +148,7 @@ class _Run:
                 with _named(prompts, record):
                     replay = Replay(record, self.plan.turns)
                     if record.text is None:
-                        encoder.render(replay.messages, add_generation_prompt=True, tools=record.tools)
+                        encoder.render(replay.last_asked(), add_generation_prompt=True, tools=record.tools)
         if unseen:
             raise ConfigurationError(
                 f"{prompts} has {total} prompts, line {max(unseen)} is answered too; only add lines, or name another "

@@ -12,6 +12,9 @@ __all__ = ["Replay", "Turns", "digest"]
 
 Turns = Literal["all", "last"]
 
+# An answer that is not there yet; some templates refuse an empty one.
+STAND_IN = "..."
+
 
 class Replay:
     """One record while it is answered, turn by turn. A text has one turn: its continuation.
@@ -39,6 +42,13 @@ class Replay:
     def is_finished(self) -> bool:
         """Whether every turn has its answer, or the last one was cut off so that nothing can follow it."""
         return len(self._written) == len(self._cues) or self._reason == "length"
+
+    def last_asked(self) -> list[dict[str, Any]]:
+        """What the model would be shown before the last answer, had it given all those before it."""
+        asked = list(self.messages)
+        for cue in self._cues[self.turn + 1 :]:
+            asked += [{"role": "assistant", "content": STAND_IN}, *(message.shown() for message in cue)]
+        return asked
 
     def answer(self, text: str, reason: Literal["stop", "length"]) -> None:
         """Say the model's next answer, and what the user says to it."""

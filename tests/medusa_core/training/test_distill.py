@@ -19,7 +19,7 @@ from medusa_core.training.distill import DistillPlan, distill
 from medusa_core.training.encoding import template_ids
 from medusa_core.training.records import read_records
 from tests.cast import random_heads
-from tests.medusa_core.training.cast import tokenizer
+from tests.medusa_core.training.cast import PLAIN_TEMPLATE, tokenizer
 
 ROOT = Path(__file__).parents[3]
 ENDS = tuple(range(2, 90))  # so many that answers end early
@@ -219,6 +219,21 @@ def test_what_is_wrong_with_the_last_prompt_is_said_before_the_first_answer(tmp_
     with pytest.raises(ConfigurationError, match="line 8: not JSON"):
         distill(str(model), prompts, out, PLAN, "cpu")
     assert out.read_bytes() == b""
+
+
+def test_a_later_turn_that_the_template_refuses_is_said_before_the_first_answer(tmp_path: Path) -> None:
+    model, prompts, file = saved(tmp_path / "model"), write_prompts(tmp_path / "in.jsonl"), tmp_path / "own.jinja"
+    said = [("human", "Yes."), ("gpt", ""), ("system", "Be brief."), ("human", "No.")]
+    with prompts.open("a") as lines:
+        lines.write(json.dumps({"conversations": [{"from": who, "value": text} for who, text in said]}) + "\n")
+    file.write_text(
+        "{% for message in messages if message['role'] == 'system' and message != messages[0] %}"
+        "{{ raise_exception('the system speaks first') }}{% endfor %}" + PLAIN_TEMPLATE
+    )
+
+    with pytest.raises(ConfigurationError, match=r"line 8: .*the system speaks first"):
+        distill(str(model), prompts, tmp_path / "out.jsonl", PLAN, "cpu", None, file)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
 def test_a_prompt_that_fills_the_context_is_skipped_and_counted(tmp_path: Path) -> None:

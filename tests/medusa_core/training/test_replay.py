@@ -57,6 +57,13 @@ def test_each_answer_is_written_behind_what_was_said_before_it_and_no_more() -> 
     assert play.turn == 1
 
 
+def test_all_that_will_be_asked_is_known_before_the_first_answer() -> None:
+    play = replay("all", "u: 1", "a: x", "s: 2", "u: 3", "a: y")
+
+    assert [message["role"] for message in play.last_asked()] == ["user", "assistant", "system", "user"]
+    assert [message["content"] for message in play.messages] == ["1"]
+
+
 def test_a_conversation_ends_with_an_answer_that_was_cut_off() -> None:
     play = replay("all", "u: 1", "u: 2")
     play.answer("A", "length")
