@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from medusa_core.adapters import ADAPTER_FOLDER
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints import save_heads
 from medusa_core.config import EngineConfig, Quantization
@@ -138,6 +139,7 @@ def _train(
     if joint is not None and joint.adapter_rank is None:
         base.model.float()  # type: ignore[no-untyped-call]
     rows = _rows(base, data, plan)
+    torch.manual_seed(plan.seed)  # low-rank LM heads start at random, in every process the same
     heads = DraftHeads.from_base(
         base.lm_head, plan.num_heads, plan.num_layers, plan.shared_lm_head, plan.lm_head_rank
     ).float()
@@ -262,6 +264,9 @@ def _write(
         _write_model(base, out)
     elif adapter is not None:
         adapter.save(out)
+    else:
+        # of an earlier run; these heads were trained without it, and serving would merge it into their base
+        shutil.rmtree(out / ADAPTER_FOLDER, ignore_errors=True)
     save_heads(folder, heads, model)
     calibration.save(folder / CALIBRATION_FILE)
     return model, folder

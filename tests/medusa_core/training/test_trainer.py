@@ -63,13 +63,14 @@ def test_heads_and_calibration_are_written_and_nothing_is_left_over(tmp_path: Pa
     assert not list((tmp_path / "heads").glob("*.partial"))
 
 
-def test_the_same_command_gives_the_same_heads(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_same_command_gives_the_same_heads(tmp_path: Path, model: Path, rank: int | None) -> None:
     data = texts(tmp_path)
     for name in ("a", "b"):
-        trained(model, data, tmp_path / name)
+        trained(model, data, tmp_path / name, replace(PLAN, lm_head_rank=rank))
 
-    first, second = (load_heads(tmp_path / name, base().lm_head) for name in ("a", "b"))
-    assert torch.equal(first.weight, second.weight)
+    first, second = (load_heads(tmp_path / name, base().lm_head).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_medusa2_writes_heads_with_an_adapter_beside_them(tmp_path: Path, model: Path) -> None:
@@ -81,6 +82,15 @@ def test_medusa2_writes_heads_with_an_adapter_beside_them(tmp_path: Path, model:
     assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())[
         "base_model_name_or_path"
     ] == str(model)
+
+
+def test_heads_trained_on_the_plain_base_are_not_left_beside_an_older_adapter(tmp_path: Path, model: Path) -> None:
+    data, out = texts(tmp_path), tmp_path / "out"
+    trained(model, data, out, PLAN, JOINT)
+
+    trained(model, data, out)
+
+    assert find_adapter(out) is None
 
 
 def test_medusa2_writes_a_whole_model_when_asked_to_merge(tmp_path: Path, model: Path) -> None:
@@ -141,12 +151,12 @@ train(base, Path(sys.argv[2]), Path(sys.argv[3]), TrainPlan(**plan), JointPlan(*
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path, model: Path) -> None:
-    data = texts(tmp_path)
-    trained(model, data, tmp_path / "one", PLAN, JOINT)
+    data, plan = texts(tmp_path), replace(PLAN, lm_head_rank=4)  # which start at random
+    trained(model, data, tmp_path / "one", plan, JOINT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = [str(model), str(data), str(tmp_path / "two"), json.dumps(asdict(PLAN)), json.dumps(asdict(JOINT))]
+    words = [str(model), str(data), str(tmp_path / "two"), json.dumps(asdict(plan)), json.dumps(asdict(JOINT))]
     launched = [
         subprocess.Popen(
             [sys.executable, "-c", LAUNCHED, *words],
@@ -163,7 +173,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path, model: Path) -> None:
     assert "training heads" in said[0]
     assert "training heads" not in said[1]  # one of them shows its progress
     one, two = (load_heads(tmp_path / name, base().lm_head) for name in ("one", "two"))
-    torch.testing.assert_close(two.weight, one.weight, atol=1e-4, rtol=1e-3)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
     for figure in ("held_out_loss", "head_nats", "top_5"):
         assert reports[1]["held_out"][figure] == pytest.approx(reports[0]["held_out"][figure], rel=1e-3)
