@@ -1,45 +1,33 @@
 """Load a model, run one sequence at a time, yield what each step emits. Speaks token ids, never text."""
 
-import logging
-import os
-import platform
 import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 
 from medusa_core.acceptance import make_rule
-from medusa_core.adapters import find_adapter
 from medusa_core.adjustments import Adjustments
+from medusa_core.assembly import assemble
 from medusa_core.backbone import Backbone
-from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
-from medusa_core.checkpoints import find_heads, load_heads
-from medusa_core.config import EngineConfig, SpeculationParams, model_location
+from medusa_core.calibration import Calibration
+from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import Prefilled, logprobs_of, prefill
-from medusa_core.drafters import Asked, Drafters, DrafterSource, DraftState, StaticTrees
-from medusa_core.errors import CheckpointError, ConfigurationError, InvalidParameter, PromptTooLong
+from medusa_core.drafters import Asked, Drafters, DraftState
+from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
-from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
-from medusa_core.quantization import default_nodes, judge_model
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
 from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
-__all__ = ["Engine", "default_sampling", "device_name", "ignore_progress", "never"]
-
-_log = logging.getLogger(__name__)
-
-# Where nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room for more.
-_DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
+__all__ = ["Engine", "ignore_progress", "never"]
 
 
 def ignore_progress(stage: str, share: float) -> None:
@@ -87,83 +75,17 @@ class Engine:
 
         Raises CheckpointError when a checkpoint cannot be served, ConfigurationError when an option does not fit it.
         """
-        location = model_location(config.model)
-        device = choose_device(config.device)
-        dtype = choose_dtype(config.dtype, device)
-        # With a thread on every core any other process stalls the barrier of each small matrix product.
-        spare = max(1, (os.cpu_count() or 1) - 1)
-        torch.set_num_threads(config.num_threads if config.num_threads is not None else spare)
-        progress("loading the model", 0.0)
-        text_config = read_config(location).get_text_config()
-        max_context = config.max_context if config.max_context is not None else default_context(text_config)
-        source = model_location(config.heads) if config.heads is not None else find_heads(location)
-        adapter = find_adapter(source) if source is not None and config.adapter else None
-        backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
-        weights = judge_model(backbone.model)
-        progress("loading the heads", 0.8)
-        # what the repository of a hub id holds is known once the model was fetched
-        source = source if source is not None else find_heads(location)
-        heads = load_heads(source, backbone.lm_head, location) if source is not None else None
-        if heads is not None:
-            heads.choose_lm_head_kernel()
-        if calibration is None and source is not None:
-            calibration = _find_calibration(Path(source))
-        temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)
-        if heads is not None and heads.config.num_heads > config.max_depth:
-            raise ConfigurationError(
-                f"max_depth is {config.max_depth}, the heads reach {heads.config.num_heads} deep; raise it"
-            )
-        dtype_name = str(backbone.dtype).removeprefix("torch.")
-        threads = torch.get_num_threads() if device.type == "cpu" else None
-        place = Place(device_name(device), dtype_name, threads, weights.label if weights is not None else "none")
-        default = default_nodes(_DEFAULT_TREE_NODES[device.type], weights)
-        tree_nodes, reason = choose_nodes(calibration, place, default)
-        if config.tree_nodes is not None:
-            tree_nodes, reason = config.tree_nodes, "as asked for"
-        if weights is not None:
-            _log.log(logging.WARNING if weights.most_nodes == 1 else logging.INFO, "%s", weights.statement)
-        if config.tree == "static" and heads is not None and calibration is None:
-            raise ConfigurationError(
-                f"tree is static, but how often the heads in {source} are right is not known; run `medusa calibrate`, "
-                "or take dynamic trees"
-            )
-        _log.info("%s trees of %d nodes: %s", config.tree, tree_nodes, reason)
-        generation = backbone.model.generation_config
-        info = EngineInfo(
-            model=config.model,
-            device=str(device),
-            dtype=dtype_name,
-            max_context=max_context,
-            vocab_size=backbone.vocab_size,
-            eos_token_ids=_as_tuple(generation.eos_token_id),
-            num_heads=heads.config.num_heads if heads is not None else 0,
-            heads=str(source) if source is not None else None,
-            tree_nodes=tree_nodes,
-            max_depth=config.max_depth,
-            plain_step_s=0.0,
-            default_sampling=default_sampling(generation),
-            place=place,
-            calibration=calibration if heads is not None else None,
-            tree=config.tree,
-            tree_reason=reason,
-            adapter=str(adapter) if adapter is not None else None,
-        )
-        drafters: Drafters = DrafterSource(
-            heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device
-        )
-        if heads is not None:
-            is_static = config.tree == "static"
-            drafters = StaticTrees(heads, temperatures, calibration, tree_nodes, is_static, drafters)
+        parts = assemble(config, progress, calibration)
 
         def load_vocabulary() -> GrammarVocabulary:
-            codec = TextCodec.load(config.model)
+            codec, info = TextCodec.load(config.model), parts.info
             return GrammarVocabulary(codec.tokenizer_json, codec.vocab_size, info.vocab_size, info.eos_token_ids)
 
-        engine = cls(backbone, info, config.prefill_chunk, drafters, load_vocabulary)
+        engine = cls(parts.backbone, parts.info, config.prefill_chunk, parts.drafters, load_vocabulary)
         progress("warming up", 0.9)
         engine.warm_up()
-        if heads is not None and config.self_test:
-            engine.try_heads(heads)
+        if parts.heads is not None and config.self_test:
+            engine.try_heads(parts.heads)
         progress("ready", 1.0)
         return engine
 
@@ -343,47 +265,3 @@ class _Output:
         self._left -= len(kept)
         logprobs = tuple(result.logprobs[: len(kept)]) if result.logprobs is not None else None
         return Delta(tuple(kept), prompt, step, self.finish_reason, logprobs)
-
-
-def default_sampling(generation: Any) -> dict[str, float | int]:
-    """Sampling values a generation_config sets; greedy ones are temperature 0."""
-    names = ["repetition_penalty"]
-    if generation.do_sample:
-        names += ["temperature", "top_p", "top_k", "min_p"]
-    found: dict[str, Any] = {name: getattr(generation, name, None) for name in names}
-    if generation.do_sample is False:
-        found["temperature"] = 0.0
-    return {name: value for name, value in found.items() if value is not None and not (name == "top_k" and value < 1)}
-
-
-def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _find_calibration(source: Path) -> Calibration | None:
-    """What stands beside the heads in a folder, or beside a file of heads."""
-    file = (source if source.is_dir() else source.parent) / CALIBRATION_FILE
-    return Calibration.load(file) if file.is_file() else None
-
-
-def _temperatures(calibration: Calibration | None, num_heads: int, device: torch.device) -> torch.Tensor:
-    """Head temperatures [K]; ones where nobody calibrated them."""
-    if calibration is None:
-        return torch.ones(num_heads, device=device)
-    if calibration.num_heads < num_heads:
-        raise CheckpointError(
-            f"the calibration knows {calibration.num_heads} heads, there are {num_heads}; run `medusa calibrate` again"
-        )
-    return torch.tensor(calibration.temperatures[:num_heads], dtype=torch.float32, device=device)
-
-
-def device_name(device: torch.device) -> str:
-    """What the processor or the card calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
-    own = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return own if own else platform.machine()

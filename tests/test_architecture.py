@@ -18,6 +18,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"training"},
         {"evaluation"},
         {"engine"},
+        {"assembly"},
         {"generation"},
         {"runners"},
         {"decoding"},

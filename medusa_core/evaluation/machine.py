@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from medusa_core.engine import device_name
+from medusa_core.assembly import device_name
 
 __all__ = ["machine"]
 

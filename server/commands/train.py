@@ -82,8 +82,8 @@ def train(
     """Train draft heads for a model: from answers to heads that `medusa serve` and other engines can load.
 
     OUT holds the heads, their calibration, report.json and pictures. A run that was ended, even by kill -9, goes on
-    with the same command, to the bit. On several GPUs: accelerate launch --multi_gpu .venv/bin/medusa train ...; each step
-    is shared out, and the curve stays that of one GPU.
+    with the same command, to the bit. On several GPUs: accelerate launch --multi_gpu .venv/bin/medusa train ...; each
+    step is shared out, and the curve stays that of one GPU.
 
     For example: medusa distill --model M --prompts questions.jsonl --out answers.jsonl && medusa train --model M
     --data answers.jsonl --out heads

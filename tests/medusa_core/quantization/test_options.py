@@ -110,7 +110,7 @@ def test_an_engine_with_quantised_weights_says_at_the_start_whether_trees_pay(
 ) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
 
-    with caplog.at_level("INFO", "medusa_core.engine"):
+    with caplog.at_level("INFO", "medusa_core.assembly"):
         engine = Engine.load(EngineConfig(model=str(tmp_path), quantize="int8"))
 
     assert any("Int8WeightOnly weights" in line and "trees pay up to 64 nodes" in line for line in caplog.messages)

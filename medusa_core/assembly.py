@@ -1,0 +1,162 @@
+"""From the operator's choices to the parts of an engine: the base model, its heads, who drafts, and what is known."""
+
+import logging
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medusa_core.adapters import find_adapter
+from medusa_core.backbone import Backbone
+from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
+from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.config import EngineConfig, model_location
+from medusa_core.drafters import Drafters, DrafterSource, StaticTrees
+from medusa_core.errors import CheckpointError, ConfigurationError
+from medusa_core.generation import EngineInfo
+from medusa_core.heads import DraftHeads
+from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
+from medusa_core.quantization import default_nodes, judge_model
+from medusa_core.quantization.judgement import Judgement
+
+__all__ = ["Parts", "assemble", "default_sampling", "device_name"]
+
+_log = logging.getLogger(__name__)
+
+# Where nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room for more.
+_DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of."""
+
+    backbone: Backbone
+    heads: DraftHeads | None
+    drafters: Drafters
+    info: EngineInfo
+
+
+def assemble(config: EngineConfig, progress: Callable[[str, float], None], calibration: Calibration | None) -> Parts:
+    """Load what was chosen; see Engine.load, whose arguments and errors these are."""
+    location = model_location(config.model)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    # With a thread on every core any other process stalls the barrier of each small matrix product.
+    spare = max(1, (os.cpu_count() or 1) - 1)
+    torch.set_num_threads(config.num_threads if config.num_threads is not None else spare)
+    progress("loading the model", 0.0)
+    text_config = read_config(location).get_text_config()
+    max_context = config.max_context if config.max_context is not None else default_context(text_config)
+    source = model_location(config.heads) if config.heads is not None else find_heads(location)
+    adapter = find_adapter(source) if source is not None and config.adapter else None
+    backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
+    weights = judge_model(backbone.model)
+    progress("loading the heads", 0.8)
+    # what the repository of a hub id holds is known once the model was fetched
+    source = source if source is not None else find_heads(location)
+    heads = load_heads(source, backbone.lm_head, location) if source is not None else None
+    if heads is not None:
+        heads.choose_lm_head_kernel()
+    if calibration is None and source is not None:
+        calibration = _find_calibration(Path(source))
+    temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)
+    if heads is not None and heads.config.num_heads > config.max_depth:
+        raise ConfigurationError(
+            f"max_depth is {config.max_depth}, the heads reach {heads.config.num_heads} deep; raise it"
+        )
+    dtype_name = str(backbone.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    place = Place(device_name(device), dtype_name, threads, weights.label if weights is not None else "none")
+    tree_nodes, reason = _tree_size(config, calibration, place, weights)
+    if config.tree == "static" and heads is not None and calibration is None:
+        raise ConfigurationError(
+            f"tree is static, but how often the heads in {source} are right is not known; run `medusa calibrate`, "
+            "or take dynamic trees"
+        )
+    generation = backbone.model.generation_config
+    info = EngineInfo(
+        model=config.model,
+        device=str(device),
+        dtype=dtype_name,
+        max_context=max_context,
+        vocab_size=backbone.vocab_size,
+        eos_token_ids=_as_tuple(generation.eos_token_id),
+        num_heads=heads.config.num_heads if heads is not None else 0,
+        heads=str(source) if source is not None else None,
+        tree_nodes=tree_nodes,
+        max_depth=config.max_depth,
+        plain_step_s=0.0,
+        default_sampling=default_sampling(generation),
+        place=place,
+        calibration=calibration if heads is not None else None,
+        tree=config.tree,
+        tree_reason=reason,
+        adapter=str(adapter) if adapter is not None else None,
+    )
+    drafters: Drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device)
+    if heads is not None:
+        drafters = StaticTrees(heads, temperatures, calibration, tree_nodes, config.tree == "static", drafters)
+    return Parts(backbone, heads, drafters, info)
+
+
+def _tree_size(
+    config: EngineConfig, calibration: Calibration | None, place: Place, weights: Judgement | None
+) -> tuple[int, str]:
+    """Nodes of a tree and why so many; the log says it, and what the weights mean for trees."""
+    if weights is not None:
+        _log.log(logging.WARNING if weights.most_nodes == 1 else logging.INFO, "%s", weights.statement)
+    device = "cpu" if place.threads is not None else "cuda"
+    nodes, reason = choose_nodes(calibration, place, default_nodes(_DEFAULT_TREE_NODES[device], weights))
+    if config.tree_nodes is not None:
+        nodes, reason = config.tree_nodes, "as asked for"
+    _log.info("%s trees of %d nodes: %s", config.tree, nodes, reason)
+    return nodes, reason
+
+
+def default_sampling(generation: Any) -> dict[str, float | int]:
+    """Sampling values a generation_config sets; greedy ones are temperature 0."""
+    names = ["repetition_penalty"]
+    if generation.do_sample:
+        names += ["temperature", "top_p", "top_k", "min_p"]
+    found: dict[str, Any] = {name: getattr(generation, name, None) for name in names}
+    if generation.do_sample is False:
+        found["temperature"] = 0.0
+    return {name: value for name, value in found.items() if value is not None and not (name == "top_k" and value < 1)}
+
+
+def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _find_calibration(source: Path) -> Calibration | None:
+    """What stands beside the heads in a folder, or beside a file of heads."""
+    file = (source if source.is_dir() else source.parent) / CALIBRATION_FILE
+    return Calibration.load(file) if file.is_file() else None
+
+
+def _temperatures(calibration: Calibration | None, num_heads: int, device: torch.device) -> torch.Tensor:
+    """Head temperatures [K]; ones where nobody calibrated them."""
+    if calibration is None:
+        return torch.ones(num_heads, device=device)
+    if calibration.num_heads < num_heads:
+        raise CheckpointError(
+            f"the calibration knows {calibration.num_heads} heads, there are {num_heads}; run `medusa calibrate` again"
+        )
+    return torch.tensor(calibration.temperatures[:num_heads], dtype=torch.float32, device=device)
+
+
+def device_name(device: torch.device) -> str:
+    """What the processor or the card calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    own = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return own if own else platform.machine()

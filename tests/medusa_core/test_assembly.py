@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from medusa_core.calibration import Calibration, LatencyCurve, Place
+from medusa_core.checkpoints import save_heads
+from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.engine import Engine
+from medusa_core.errors import CheckpointError, ConfigurationError
+from medusa_core.generation import GenerationRequest
+from tests.cast import GREEDY, MockBackbone, make_engine, random_heads, run, tiny_model
+
+PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
+PLAIN = run(make_engine(MockBackbone()), PROMPT, max_tokens=60)
+
+
+def test_loading_finds_heads_and_calibration_beside_the_model(tmp_path: Path) -> None:
+    folder = tmp_path
+    model = tiny_model("llama")
+    model.save_pretrained(folder)
+    heads = random_heads(model.get_output_embeddings().weight.detach(), 3)
+    save_heads(folder / "heads", heads, str(folder))
+    stages: list[tuple[str, float]] = []
+
+    engine = Engine.load(EngineConfig(model=str(folder)), lambda stage, share: stages.append((stage, share)))
+
+    assert (engine.info.num_heads, engine.info.tree_nodes, engine.info.device) == (3, 8, "cpu")
+    assert engine.info.eos_token_ids == (2,)
+    assert [share for _, share in stages] == sorted(share for _, share in stages) and stages[-1] == ("ready", 1.0)
+    speculation = SpeculationParams(mode="off")
+    plain = run(engine, PROMPT, max_tokens=30, ignore_eos=True, speculation=speculation)
+    assert run(engine, PROMPT, max_tokens=30, ignore_eos=True) == plain
+
+
+def calibrated_folder(folder: Path) -> Path:
+    """A tiny model whose three heads are calibrated for a place that is nowhere."""
+    model = tiny_model("llama")
+    model.save_pretrained(folder)
+    save_heads(folder / "heads", random_heads(model.get_output_embeddings().weight.detach(), 3), str(folder))
+    calibration = Calibration(((0.5, 0.2),) * 3, (9,) * 3, (1.0,) * 3)
+    nowhere = LatencyCurve(Place("nowhere", "float32", 1, "none"), 64, {1: 1.0, 2: 9.0})
+    calibration.with_latency(nowhere).save(folder / "heads" / "calibration.json")
+    return folder
+
+
+def test_the_number_of_nodes_is_the_best_one_measured_on_this_very_device(tmp_path: Path) -> None:
+    folder = calibrated_folder(tmp_path)
+    engine = Engine.load(EngineConfig(model=str(folder)))
+    assert (engine.info.tree_nodes, engine.info.calibration is not None) == (8, True)
+    assert "not measured here" in engine.info.tree_reason
+    assert engine.info.calibration is not None
+    measured = engine.info.calibration.with_latency(LatencyCurve(engine.info.place, 64, {1: 0.1, 5: 0.11, 16: 0.9}))
+
+    again = Engine.load(EngineConfig(model=str(folder)), calibration=measured)
+
+    assert (again.info.tree_nodes, again.info.calibration) == (5, measured)
+    assert "measured on this device" in again.info.tree_reason
+    assert Engine.load(EngineConfig(model=str(folder), tree_nodes=3), calibration=measured).info.tree_nodes == 3
+
+
+def test_a_static_tree_has_one_shape_and_changes_no_token(tmp_path: Path) -> None:
+    engine = Engine.load(EngineConfig(model=str(calibrated_folder(tmp_path)), tree="static", tree_nodes=6))
+    plain = run(engine, PROMPT, max_tokens=20, ignore_eos=True, speculation=SpeculationParams(mode="off"))
+
+    found = list(engine.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=20, ignore_eos=True)))
+
+    assert [token for delta in found for token in delta.tokens] == plain
+    assert {tuple(delta.step.drafted.items()) for delta in found if delta.step is not None} == {(("heads", 5),)}
+
+
+def test_a_static_tree_needs_a_calibration(tmp_path: Path) -> None:
+    folder = calibrated_folder(tmp_path)
+    (folder / "heads" / "calibration.json").unlink()
+
+    with pytest.raises(ConfigurationError, match="run `medusa calibrate`"):
+        Engine.load(EngineConfig(model=str(folder), tree="static"))
+
+
+def test_a_calibration_of_fewer_heads_is_refused(tmp_path: Path) -> None:
+    folder = calibrated_folder(tmp_path)
+    Calibration(((0.5,),), (9,), (1.0,)).save(folder / "heads" / "calibration.json")
+
+    with pytest.raises(CheckpointError, match="knows 1 heads, there are 3"):
+        Engine.load(EngineConfig(model=str(folder)))
+
+
+def test_heads_deeper_than_max_depth_are_refused_at_load(tmp_path: Path) -> None:
+    folder = tmp_path
+    model = tiny_model("llama")
+    model.save_pretrained(folder)
+    save_heads(folder / "heads", random_heads(model.get_output_embeddings().weight.detach(), 3), "base")
+
+    with pytest.raises(ConfigurationError, match="max_depth is 2, the heads reach 3 deep; raise it"):
+        Engine.load(EngineConfig(model=str(folder), max_depth=2))
