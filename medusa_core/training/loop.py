@@ -8,8 +8,10 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,13 +208,26 @@ class _Log:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        with _saying_what_is_full(path.parent):
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as lines:
+            with _saying_what_is_full(self._path.parent), self._path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def _saying_what_is_full(folder: Path) -> Iterator[None]:
+    """What a disk refuses, as one sentence with the way out."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        raise CheckpointError(
+            f"the state of the run cannot be written to {str(folder)!r}: {error}; make room, and start the same "
+            "command again: it goes on from the state before"
+        ) from error
 
 
 def _save(recipe: Recipe, progress: _Progress, folder: Path, run: str) -> None:
@@ -228,15 +243,12 @@ def _save(recipe: Recipe, progress: _Progress, folder: Path, run: str) -> None:
         "optimizers": [optimizer.state_dict() for optimizer in recipe.optimizers()],
     }
     partial = folder / f"{STATE}.partial"
-    try:
-        torch.save(state, partial)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"the state of the run cannot be written to {str(folder)!r}: {error}; make room, and start the same "
-            "command again: it goes on from the state before"
-        ) from error
-    os.replace(partial, folder / STATE)
+    with _saying_what_is_full(folder):
+        try:
+            torch.save(state, partial)
+            os.replace(partial, folder / STATE)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _resume(recipe: Recipe, folder: Path, run: str) -> _Progress:
@@ -245,8 +257,9 @@ def _resume(recipe: Recipe, folder: Path, run: str) -> _Progress:
         return _Progress()
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} is damaged: {error}; delete it to start anew") from error
+    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{str(path)!r} is damaged: {reason}; delete it to start anew") from error
     if state["run"] != run:
         raise ConfigurationError(
             f"{str(path)!r} belongs to a run with another plan or other data; delete it, or train into another folder"

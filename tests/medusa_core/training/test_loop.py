@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medusa_core.errors import CheckpointError, ConfigurationError
-from medusa_core.training.loop import STATE, LoopPlan, cosine, fit, read_log, steps_done
+from medusa_core.training.loop import LOG, STATE, LoopPlan, cosine, fit, read_log, steps_done
 from medusa_core.training.workers import Alone
 
 PLAN = LoopPlan("fitting", steps=10, gradient_norm=1.0, save_every=4, evaluate_every=None, patience=None)
@@ -85,9 +85,10 @@ def test_another_run_does_not_go_on_from_this_one(tmp_path: Path) -> None:
         fit(Line(), PLAN, tmp_path, "other", ALONE)
 
 
-def test_a_damaged_state_is_named_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100, None], ids=["empty", "cut", "zeros"])
+def test_a_damaged_state_is_named_with_the_way_out(tmp_path: Path, left: int | None) -> None:
     fit(Line(), PLAN, tmp_path, "run", ALONE)
-    (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:100])
+    (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:left] if left is not None else bytes(200))
 
     with pytest.raises(CheckpointError, match="delete it to start anew"):
         fit(Line(), PLAN, tmp_path, "run", ALONE)
@@ -108,6 +109,13 @@ def test_a_full_disk_leaves_the_state_before_and_says_so(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="make room"):
         fit(Line(), PLAN, tmp_path, "run", ALONE)
     assert steps_done(tmp_path) == 4
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / LOG).symlink_to(tmp_path / "nowhere" / LOG)
+
+    with pytest.raises(CheckpointError, match="make room"):
+        fit(Line(), PLAN, tmp_path, "run", ALONE)
 
 
 def test_a_run_without_progress_ends_early_with_its_best_parameters(tmp_path: Path) -> None:
