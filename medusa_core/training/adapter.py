@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from medusa_core.adapters import ADAPTER_FOLDER
+from medusa_core.checkpoints.writing import no_half_written
 from medusa_core.errors import ConfigurationError
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.plan import JointPlan
@@ -52,14 +53,18 @@ class Adapter:
         self._model.train(was_training)
 
     def save(self, folder: Path) -> None:
-        """Write to the folder's `adapter`; it is whole or not there."""
+        """Write to the folder's `adapter`; it is whole or not there. Raises CheckpointError when the disk refuses."""
         partial, final = folder / f"{ADAPTER_FOLDER}.partial", folder / ADAPTER_FOLDER
         shutil.rmtree(partial, ignore_errors=True)
         self._model.peft_config["default"].base_model_name_or_path = self._name
-        self._model.save_pretrained(partial, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)  # an empty form of a model card
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        try:
+            with no_half_written(final):
+                self._model.save_pretrained(partial, save_embedding_layers=False)
+                (partial / "README.md").unlink(missing_ok=True)  # an empty form of a model card
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def merge(self) -> None:
         """Add the changes to the base's own weights for good."""

@@ -18,6 +18,7 @@ import torch
 from medusa_core.adapters import ADAPTER_FOLDER
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints import save_heads
+from medusa_core.checkpoints.writing import no_half_written
 from medusa_core.config import EngineConfig, Quantization
 from medusa_core.errors import ConfigurationError, QualityLost
 from medusa_core.evaluation.answers import Watch, unwatched
@@ -275,7 +276,7 @@ def _write(
 def _write_model(base: FrozenBase, out: Path) -> None:
     """The whole model, each file whole or not there."""
     model: Any = base.model
-    with tempfile.TemporaryDirectory(dir=out) as staging:
+    with no_half_written(out), tempfile.TemporaryDirectory(dir=out) as staging:
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)
         for file in Path(staging).iterdir():

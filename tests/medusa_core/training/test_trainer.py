@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from medusa_core.adapters import find_adapter
 from medusa_core.calibration import Calibration
 from medusa_core.checkpoints import find_heads, load_heads
-from medusa_core.errors import ConfigurationError, QualityLost
+from medusa_core.errors import CheckpointError, ConfigurationError, QualityLost
 from medusa_core.training.plan import JointPlan, TrainPlan
 from medusa_core.training.trainer import BaseOptions, Trained, train
 from tests.medusa_core.training.cast import base, saved_base
@@ -113,6 +114,26 @@ def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_
 
     trained(model, data, out, PLAN, JOINT)
     assert (out / "adapter").is_dir()
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
+def test_a_disk_full_at_the_end_is_named_and_with_room_the_run_goes_on(
+    tmp_path: Path, model: Path, merge: bool
+) -> None:
+    data, out, joint = texts(tmp_path), tmp_path / "out", replace(JOINT, merge=merge)
+    with pytest.raises(QualityLost):  # trained to the end, and nothing written
+        trained(model, data, out, PLAN, replace(joint, max_perplexity_percent=-1000.0))
+    _, unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited))  # room for configurations, not for weights
+    try:
+        with pytest.raises(CheckpointError, match="cannot write"):
+            trained(model, data, out, PLAN, joint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    assert sorted(file.name for file in out.iterdir()) == ["run"]
+
+    assert trained(model, data, out, PLAN, joint).report.data.examples > 0
 
 
 def test_heads_that_stand_are_not_overwritten_by_a_base_that_lost_too_much(tmp_path: Path, model: Path) -> None:
