@@ -42,17 +42,26 @@ def say(console: Console, line: str) -> None:
 
 
 @contextmanager
-def watched(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """What a long command calls with its stage and the share done; a bar on a terminal, a line per stage elsewhere."""
+def watched(console: Console, at_once: bool = True) -> Iterator[Callable[[str, float], None]]:
+    """What a long command calls with its stage and the share done; a bar on a terminal, a line per stage elsewhere.
+
+    at_once: False shows the bar from the first call on; a terminal has room for one, and until then another is shown.
+    """
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=1.0)
-        shown: list[str] = []
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task("starting", total=1.0)
+    shown: list[str] = []
+    if at_once:
+        progress.start()
+    try:
 
         def watch(stage: str, share: float) -> None:
+            progress.start()
             progress.update(task, description=stage, completed=share)
             if not console.is_terminal and stage not in shown[-1:]:
                 shown.append(stage)
                 say(console, stage)
 
         yield watch
+    finally:
+        progress.stop()

@@ -130,7 +130,7 @@ def train(
         }
         base = BaseOptions(model, device, quantize, spread, chat_template)
         joint = JointPlan(**given(chosen_joint)) if recipe == "medusa2" else None
-        with watched(console) as watch:
+        with watched(console, at_once=False) as watch:  # training has a bar of its own
             plan = TrainPlan(**given(chosen))
             trained = run_train(base, data, out, plan, joint, CalibratePlan() if measure else None, watch)
         if trained is None:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,16 @@ def test_elsewhere_than_on_a_terminal_each_stage_is_one_line() -> None:
             watch(stage, share)
 
     assert console.export_text() == "loading\ntiming\n"
+
+
+def test_on_a_terminal_the_bar_waits_where_another_is_shown_first(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=True, width=80, stderr=True)
+
+    with watched(console, at_once=False) as watch:
+        print("step 1 of 10", end="\r", file=sys.stderr)  # what a bar does; one that is drawn already would swallow it
+        first = capsys.readouterr().err
+        watch("timing", 0.5)
+    rest = capsys.readouterr().err
+
+    assert first == "step 1 of 10\r"
+    assert "timing" in rest
