@@ -35,6 +35,7 @@ from medusa_core.training.medusa1 import HeadsRecipe
 from medusa_core.training.medusa2 import JointRecipe, mean_nats
 from medusa_core.training.packing import Examples, PackedRows
 from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
+from medusa_core.training.refusals import refuse_lost_run, unmeasured
 from medusa_core.training.report import DataFacts, Report, write_report
 from medusa_core.training.scores import HeadScores
 from medusa_core.training.workers import Workers, workers_of_this_launch
@@ -120,7 +121,10 @@ def train(
     if workers.rank != 0:
         return None
     calibration, speed = result.calibration, None
-    if measured is not None:
+    obstacle = unmeasured(base.quantize, base.is_spread, joint is not None)
+    if measured is not None and obstacle is not None:
+        _log.warning("speed is not measured: %s", obstacle)
+    elif measured is not None:
         speed = _speed(base, result, measured, watch)
         calibration = speed.calibration
     log = [{"stage": stage, **line} for stage in (HEADS_STAGE, JOINT_STAGE) for line in read_log(out / RUN / stage)]
@@ -136,6 +140,7 @@ def _train(
     options: BaseOptions, data: Path, out: Path, plan: TrainPlan, joint: JointPlan | None, workers: Workers
 ) -> _Result:
     """Train and write the heads; the base is out of memory when this returns."""
+    refuse_lost_run(options.model, options.quantize, options.is_spread, joint, out, workers.count)
     base = FrozenBase.load(options.model, workers.device, options.quantize, options.is_spread, options.chat_template)
     if joint is not None and joint.adapter_rank is None:
         base.model.float()  # type: ignore[no-untyped-call]
