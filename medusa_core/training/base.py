@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_core.config import model_location
-from medusa_core.errors import ModelNotFound
+from medusa_core.errors import ConfigurationError, ModelNotFound
 from medusa_core.loading import default_context, fix_longrope, read_config
-from medusa_core.quantization import quantization_arguments
+from medusa_core.quantization import dense_weight, quantization_arguments
 from medusa_core.training.packing import Batch
 from medusa_core.training.tokenizer import load_data_tokenizer
 
@@ -67,10 +67,15 @@ class FrozenBase:
         except (ImportError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelNotFound(f"cannot load the model {name!r}: {reason}; give a folder or a hub id") from error
+        placed = getattr(model, "hf_device_map", None)
+        if placed is None:
+            model.to(device)
+        elif device.type != "cpu" and {"cpu", "disk"} & {str(place) for place in placed.values()}:
+            raise ConfigurationError(
+                f"the GPUs together are too small for {name!r}; quantise it with --quantize, or use more of them"
+            )
         tokenizer = load_data_tokenizer(name, chat_template)
         model.requires_grad_(False)
-        if getattr(model, "hf_device_map", None) is None:
-            model.to(device)
         return cls.of(name, model, tokenizer)
 
     @classmethod
@@ -81,8 +86,10 @@ class FrozenBase:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in; with several devices, that of the embeddings."""
-        return self.model.device
+        """Where tokens go in and hidden states and logits come out; with several devices, that of the embeddings."""
+        model: Any = self.model
+        device: torch.device = model.get_input_embeddings().weight.device
+        return device
 
     @property
     def max_positions(self) -> int:
@@ -100,19 +107,19 @@ class FrozenBase:
 
     @property
     def lm_head(self) -> Tensor:
-        """[V, H] as loaded."""
+        """[V, H] as loaded, where hidden states are."""
         model: Any = self.model
-        weight: Tensor = model.get_output_embeddings().weight.detach()
-        return weight
+        weight: Tensor = dense_weight(model.get_output_embeddings()).detach()
+        return weight.to(self.device)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states after the final norm, [B, T, H], of examples that do not see each other."""
-        return _hidden(self.model, batch.tokens, batch.positions)
+        return _hidden(self.model, batch.tokens, batch.positions).to(self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the model says behind hidden states [..., H]: [..., V] float32, scaled and capped as its family does."""
         model: Any = self.model
-        logits: Tensor = model.get_output_embeddings()(hidden).float()
+        logits: Tensor = model.get_output_embeddings()(hidden).to(hidden.device).float()
         config: Any = model.config.get_text_config()
         if getattr(config, "logit_scale", None) is not None:  # cohere
             logits = logits * config.logit_scale

@@ -149,7 +149,7 @@ def _train(
     heads = DraftHeads.from_base(
         base.lm_head, plan.num_heads, plan.num_layers, plan.shared_lm_head, plan.lm_head_rank
     ).float()
-    heads.to(workers.device).train()
+    heads.to(base.device).train()
     run = fingerprint(plan, joint, options.model, options.quantize, rows.digest)
     recipe = HeadsRecipe(base, heads, rows.trained, rows.held_out, plan, workers)
     if joint is None or joint.two_stages:
