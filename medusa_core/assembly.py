@@ -13,7 +13,7 @@ import torch
 from medusa_core.adapters import find_adapter
 from medusa_core.backbone import Backbone
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
-from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.checkpoints import find_heads, heads_location, load_heads, locate_heads
 from medusa_core.config import EngineConfig, model_location
 from medusa_core.drafters import Drafters, DrafterSource, StaticTrees
 from medusa_core.errors import CheckpointError, ConfigurationError
@@ -52,18 +52,19 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     progress("loading the model", 0.0)
     text_config = read_config(location).get_text_config()
     max_context = config.max_context if config.max_context is not None else default_context(text_config)
-    source = model_location(config.heads) if config.heads is not None else find_heads(location)
+    source = heads_location(config.heads) if config.heads is not None else find_heads(location)
     adapter = find_adapter(source) if source is not None and config.adapter else None
     backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
     weights = judge_model(backbone.model)
     progress("loading the heads", 0.8)
     # what the repository of a hub id holds is known once the model was fetched
     source = source if source is not None else find_heads(location)
-    heads = load_heads(source, backbone.lm_head, location) if source is not None else None
+    stored = locate_heads(source) if source is not None else None
+    heads = load_heads(stored, backbone.lm_head, location) if stored is not None else None
     if heads is not None:
         heads.choose_lm_head_kernel()
-    if calibration is None and source is not None:
-        calibration = _find_calibration(Path(source))
+    if calibration is None and stored is not None:
+        calibration = _find_calibration(stored.parent)
     temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)
     if heads is not None and heads.config.num_heads > config.max_depth:
         raise ConfigurationError(
@@ -135,9 +136,9 @@ def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _find_calibration(source: Path) -> Calibration | None:
-    """What stands beside the heads in a folder, or beside a file of heads."""
-    file = (source if source.is_dir() else source.parent) / CALIBRATION_FILE
+def _find_calibration(folder: Path) -> Calibration | None:
+    """What stands beside the heads."""
+    file = folder / CALIBRATION_FILE
     return Calibration.load(file) if file.is_file() else None
 
 

@@ -12,9 +12,9 @@ from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints.base_files import base_folder, loaded_index, read_lm_head, vocab_size_of
 from medusa_core.checkpoints.card import heads_card
 from medusa_core.checkpoints.files import Download, open_file, read_json, snapshot
-from medusa_core.checkpoints.inspection import base_named_by, heads_location
+from medusa_core.checkpoints.inspection import base_named_by
 from medusa_core.checkpoints.layouts import Layout, kind_of
-from medusa_core.checkpoints.reading import StoredHeads, fill, open_heads, read_heads
+from medusa_core.checkpoints.reading import StoredHeads, fill, heads_location, open_heads, read_heads
 from medusa_core.checkpoints.writing import layout_named, no_half_written, write_heads
 from medusa_core.errors import ConfigurationError, HeadsMismatch
 

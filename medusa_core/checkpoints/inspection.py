@@ -9,10 +9,9 @@ from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints.claims import false_claims
 from medusa_core.checkpoints.files import Download, read_json, snapshot
 from medusa_core.checkpoints.layouts import LAYOUTS, LMHeadKind, kind_of
-from medusa_core.checkpoints.reading import find_heads, open_heads, read_heads
-from medusa_core.config import model_location
+from medusa_core.checkpoints.reading import heads_location, open_heads, read_heads
 
-__all__ = ["HeadAccuracy", "HeadsReport", "base_named_by", "heads_location", "inspect_heads"]
+__all__ = ["HeadAccuracy", "HeadsReport", "base_named_by", "inspect_heads"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,6 @@ class HeadsReport:
     false_claims: tuple[str, ...]
     has_adapter: bool
     accuracies: tuple[HeadAccuracy, ...] | None
-
-
-def heads_location(source: str) -> str:
-    """Where the heads of a source are: `demo`, a model that carries some, or the folder, file or hub id itself."""
-    location = model_location(source)
-    found = find_heads(location) if Path(location).is_dir() else None
-    return str(found) if found is not None else location
 
 
 def inspect_heads(source: str, download: Download = snapshot) -> HeadsReport:

@@ -23,11 +23,20 @@ from medusa_core.checkpoints.files import (
 from medusa_core.checkpoints.layouts import LAYOUTS, Part, SortedKeys, head_keys, kind_of, sort_keys
 from medusa_core.checkpoints.quantized import dequantized
 from medusa_core.checkpoints.shapes import ONE_LM_HEAD, shape_of
-from medusa_core.config import HeadsConfig
+from medusa_core.config import HeadsConfig, model_location
 from medusa_core.errors import HeadsMismatch
 from medusa_core.heads import DraftHeads
 
-__all__ = ["StoredHeads", "fill", "find_heads", "load_heads", "open_heads", "read_heads"]
+__all__ = [
+    "StoredHeads",
+    "fill",
+    "find_heads",
+    "heads_location",
+    "load_heads",
+    "locate_heads",
+    "open_heads",
+    "read_heads",
+]
 
 # Rows a tokenizer's size and an LM head may differ by through padding to a round number.
 MAX_PADDING = 1024
@@ -75,6 +84,21 @@ def find_heads(model: str, cached: Callable[[str], Path | None] = cached_snapsho
         return None
     found = (folder for folder in (root / "heads", root) if open_folder(folder, head_keys) is not None)
     return next(found, None)
+
+
+def heads_location(source: str) -> str:
+    """Where the heads of a source are: `demo`, a model that carries some, or the folder, file or hub id itself."""
+    location = model_location(source)
+    found = find_heads(location) if Path(location).is_dir() else None
+    return str(found) if found is not None else location
+
+
+def locate_heads(source: str | Path, download: Download = snapshot) -> Path:
+    """The file or the index of heads on this disk, where what belongs to them stands beside them; see load_heads.
+
+    Of a hub id they are fetched, and a calibration with them.
+    """
+    return open_heads(source, download).path
 
 
 def load_heads(

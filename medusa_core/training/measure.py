@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa_core.adapters import find_adapter, merge_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, LatencyCurve
-from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.checkpoints import find_heads, heads_location, load_heads
 from medusa_core.config import EngineConfig, SpeculationParams, model_location
 from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError
@@ -180,7 +180,7 @@ def measure_speed(
 def _heads_folder(config: EngineConfig) -> tuple[Path, str]:
     """Where the calibration goes, and what the heads are loaded from."""
     location = model_location(config.model)
-    source = model_location(config.heads) if config.heads is not None else find_heads(location)
+    source = heads_location(config.heads) if config.heads is not None else find_heads(location)
     if source is None:
         raise ConfigurationError(f"{config.model!r} has no draft heads; name them with --heads, or train some")
     path = Path(source)

@@ -43,6 +43,15 @@ def calibrated_folder(folder: Path) -> Path:
     return folder
 
 
+def test_a_model_that_carries_heads_may_be_named_as_their_source(tmp_path: Path) -> None:
+    calibrated_folder(tmp_path)
+
+    engine = Engine.load(EngineConfig(model=str(tmp_path), heads=str(tmp_path)))
+
+    assert engine.info.heads == str(tmp_path / "heads")
+    assert engine.info.calibration is not None
+
+
 def test_the_number_of_nodes_is_the_best_one_measured_on_this_very_device(tmp_path: Path) -> None:
     folder = calibrated_folder(tmp_path)
     engine = Engine.load(EngineConfig(model=str(folder)))

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from medusa_core.calibration import Calibration
-from medusa_core.checkpoints.inspection import base_named_by, heads_location, inspect_heads
+from medusa_core.checkpoints.inspection import base_named_by, inspect_heads
+from medusa_core.checkpoints.reading import heads_location
 from medusa_core.errors import HeadsMismatch
 from tests.medusa_core.checkpoints.public import (
     HIDDEN,

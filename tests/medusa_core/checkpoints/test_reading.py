@@ -1,14 +1,14 @@
 import json
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from medusa_core.checkpoints import find_heads, load_heads
+from medusa_core.checkpoints import find_heads, load_heads, locate_heads
 from medusa_core.checkpoints.reading import open_heads, read_heads
 from medusa_core.errors import CheckpointError, HeadsMismatch, ModelNotFound
 from tests.medusa_core.checkpoints.public import (
@@ -22,6 +22,7 @@ from tests.medusa_core.checkpoints.public import (
     base_tensors,
     expected,
     layout_c,
+    layout_d,
     layout_f2,
     vllm_config,
     write_sharded,
@@ -222,6 +223,24 @@ def test_a_hub_id_may_name_a_revision_and_only_the_shards_with_heads_are_fetched
     assert heads.config.num_heads == 5
     assert {(name, revision) for name, revision, _ in asked} == {("owner/name", "refs/pr/1")}
     assert asked[-1][2] == [f"model-0000{number}-of-00003.safetensors" for number in (2, 3)]
+
+
+@pytest.mark.parametrize("public", [layout_c, layout_d])
+def test_what_stands_beside_the_heads_of_a_hub_id_is_found_where_they_were_fetched(
+    tmp_path: Path, public: Callable[[Path], object]
+) -> None:
+    public(tmp_path)
+    (tmp_path / "calibration.json").write_text("{}")
+    asked: list[str] = []
+
+    def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+        asked.extend(patterns)
+        return tmp_path
+
+    found = locate_heads("owner/name@refs/pr/1", download)
+
+    assert found.parent == tmp_path and "calibration.json" in asked
+    assert load_heads(found, LM_HEAD).config == load_heads(tmp_path, LM_HEAD).config
 
 
 def test_a_hub_that_does_not_answer_leaves_a_message_with_the_way_out() -> None:
