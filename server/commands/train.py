@@ -15,6 +15,20 @@ from server.commands.shared import given, need_file, one_line_errors, say, watch
 __all__ = ["train"]
 
 DEFAULT_RANK = 64
+# Heads that were changed less often than this have hardly begun to learn.
+FEW_STEPS = 100
+# What the fields of the joint plan are called here.
+JOINT_OPTIONS = {
+    "epochs": "--joint-epochs",
+    "learning_rate": "--joint-rate",
+    "heads_weight": "--heads-weight",
+    "heads_ramp": "--ramp",
+    "two_stages": "--one-stage",
+    "self_distilled": "--on-data",
+    "adapter_rank": "--adapter-rank",
+    "max_perplexity_percent": "--max-perplexity-percent",
+    "merge": "--merge",
+}
 
 
 def train(
@@ -104,7 +118,7 @@ def train(
             "merge": merge or None,
         }
         if recipe == "medusa1" and (named := given(chosen_joint)):
-            names = ", ".join(sorted(named))
+            names = ", ".join(sorted(JOINT_OPTIONS[name] for name in named))
             raise ConfigurationError(f"{names} belong to --recipe medusa2; leave them out, or name it")
         if rank is not None and lm_heads != "low-rank":
             raise ConfigurationError(f"--rank is for --lm-heads low-rank, they are {lm_heads}")
@@ -158,6 +172,13 @@ def _heads_table(report: Any) -> Table:
 def _tell(console: Console, trained: Any) -> None:
     """What the run came to, and what can be done with it."""
     report = trained.report
+    steps = report.plan.steps(report.data.rows, report.plan.epochs)
+    if steps < FEW_STEPS:
+        say(
+            console,
+            f"The heads made {steps} steps over {report.data.tokens} tokens, too few to learn much: give more data or "
+            "--epochs, or smaller steps (--max-length, --rows, --accumulate)",
+        )
     if report.perplexity is not None:
         before, after = report.perplexity
         change = report.perplexity_change_percent
@@ -165,11 +186,9 @@ def _tell(console: Console, trained: Any) -> None:
     if report.speed is not None:
         nodes = report.speed.nodes
         tokens = report.speed.calibration.tokens_at(nodes)
-        say(
-            console,
-            f"On this machine: {tokens:.2f} tokens per step with trees of {nodes} nodes, "
-            f"{report.speed.speed_up(nodes):.2f} times plain decoding",
-        )
+        found = f"{tokens:.2f} tokens per step with trees of {nodes} nodes, {report.speed.speed_up(nodes):.2f} times"
+        said = f"{found} plain decoding" if nodes > 1 else "no tree pays with these heads, plain decoding is fastest"
+        say(console, f"On this machine: {said}")
     say(console, f"Heads, report.json and pictures in {trained.heads}")
     heads = "" if report.served_with != report.model else f" --heads {shlex.quote(str(trained.heads))}"
     say(console, f"Serve them with: medusa serve --model {shlex.quote(report.served_with)}{heads}")

@@ -16,7 +16,7 @@ from tests.server.commands.refusals import refusal
         (["--data", "x", "--recipe", "medusa3"], "--recipe medusa3 is not known; it must be medusa1 or medusa2"),
         (["--data", "x", "--lm-heads", "none"], "--lm-heads none"),
         (["--data", "x", "--rank", "8"], "--lm-heads low-rank"),
-        (["--data", "x", "--merge", "--ramp"], "heads_ramp, merge belong to --recipe medusa2"),
+        (["--data", "x", "--merge", "--ramp"], "--merge, --ramp belong to --recipe medusa2"),
         (["--data", __file__, "--patience", "2"], "evaluate_every"),
         (["--data", __file__, "--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -40,7 +40,8 @@ def test_heads_are_trained_measured_and_told_how_to_serve(tmp_path: Path, recipe
 
     assert ended.exit_code == 0, ended.output
     assert "On held-out text" in ended.stdout
-    assert "tokens per step with trees of" in ended.stderr
+    assert "On this machine: " in ended.stderr
+    assert "too few to learn much" in ended.stderr
     assert f"medusa serve --model {model} --heads {tmp_path / 'out'}" in ended.stderr
     assert ("perplexity" in ended.stderr) == (recipe == "medusa2")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
