@@ -15,6 +15,7 @@ from server.commands.inspect import inspect
 from server.commands.serve import serve
 from server.commands.train import train
 from server.commands.verify import verify
+from server.worker.process import quiet_libraries
 
 __all__ = ["create_cli", "main"]
 
@@ -34,6 +35,7 @@ def _medusa(
     ] = False,
 ) -> None:
     """Answers one request at a time, as fast as the model allows: an OpenAI-compatible server with Medusa trees."""
+    quiet_libraries()
 
 
 def create_cli() -> typer.Typer:

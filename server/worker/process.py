@@ -35,7 +35,7 @@ from server.worker.messages import (
     encode,
 )
 
-__all__ = ["EngineFactory", "WorkerEngine", "load_engine", "run"]
+__all__ = ["EngineFactory", "WorkerEngine", "load_engine", "quiet_libraries", "run"]
 
 logger = logging.getLogger("medusa.worker")
 
@@ -173,6 +173,11 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("medusa", "medusa_core"):
         logging.getLogger(name).setLevel(level.upper())
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep out of the log what libraries remark about themselves, before they are imported."""
     # torchao warns wherever it is installed of each kernel made for another machine, and torch of torchao
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

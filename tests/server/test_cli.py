@@ -33,6 +33,17 @@ def test_an_unknown_option_is_refused_by_name() -> None:
     assert "--port" in ended.stderr
 
 
+def test_a_command_keeps_quiet_what_torchao_remarks_about_itself() -> None:
+    code = (
+        "import logging; from typer.testing import CliRunner; from server.cli import create_cli\n"
+        "CliRunner().invoke(create_cli(), ['convert', 'nowhere', 'here', '--layout', 'none'])\n"
+        "for name in ('torchao.ops', 'torch.utils._pytree', 'medusa_core'): logging.getLogger(name).warning(name)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stderr
+
+    assert said.split() == ["medusa_core"]
+
+
 def test_no_module_of_the_server_loads_torch() -> None:
     code = (
         "import sys, pkgutil, importlib, server\n"
