@@ -42,8 +42,8 @@ UNTRAINED = (
 )
 LATE = "the heads guess the token behind theirs: their offset is shifted by one"
 OTHER_BASE = (
-    "the heads belong to another base model or chat template, were trained on states before the final norm, or lack "
-    "their biases"
+    "the heads belong to another base model or chat template, were trained too little or on states before the final "
+    "norm, or lack their biases"
 )
 PERMUTED = "later heads are right more often than the first: the heads are permuted"
 TIED = "all heads guess the same: they are tied, or were never trained"

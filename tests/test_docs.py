@@ -1,11 +1,18 @@
-"""The page on the interface names every field, and nothing that is not there."""
+"""The pages name what there is, and nothing that is not there."""
 
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from medusa_core.quantization import OPTIONS
 from medusa_core.quantization.judgement import METHODS
+from medusa_core.training.plan import JointPlan, TrainPlan
+from server.cli import create_cli
 from server.errors import PROBLEMS
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
@@ -71,3 +78,68 @@ def test_the_page_on_quantised_bases_names_every_option_and_every_method() -> No
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {"none", *OPTIONS}
     assert {name for name in METHODS if name.replace("_", " ") not in page.lower().replace("_", " ")} == set()
     assert set(re.findall(r"[ `](--[a-z-]+)", page)) <= options
+
+
+TRAINING = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+# Where the page states the default of an option.
+DEFAULTS = {
+    "--heads": TrainPlan.num_heads,
+    "--layers": TrainPlan.num_layers,
+    "--epochs": TrainPlan.epochs,
+    "--learning-rate": TrainPlan.learning_rate,
+    "--max-length": TrainPlan.max_length,
+    "--rows": TrainPlan.rows_per_pass,
+    "--accumulate": TrainPlan.passes_per_step,
+    "--held-out": TrainPlan.held_out_percent,
+    "--joint-epochs": JointPlan.epochs,
+    "--joint-rate": JointPlan.learning_rate,
+    "--heads-weight": JointPlan.heads_weight,
+    "--adapter-rank": JointPlan.adapter_rank,
+}
+
+
+def options_of(command: str) -> set[str]:
+    program: Any = typer.main.get_command(create_cli())
+    return {name for option in program.commands[command].params for name in (*option.opts, *option.secondary_opts)}
+
+
+def code_of(page: str) -> Iterator[list[str]]:
+    """The words of each command of a page, and of what else stands in it as code."""
+    fence = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    for language, block in fence.findall(page):
+        if language == "bash":
+            yield from (shlex.split(line) for line in block.replace("\\\n", " ").splitlines())
+    yield from (code.split() for code in re.findall(r"`([^`]+)`", fence.sub("", page)))
+
+
+def test_the_page_on_training_shows_commands_and_options_that_exist() -> None:
+    of_either = options_of("train") | options_of("distill")
+    shown = set()
+    for words in code_of(TRAINING):
+        program = next((place for place, word in enumerate(words) if word.rpartition("/")[2] == "medusa"), None)
+        if program is not None and len(words) > program + 1:
+            known, words = options_of(words[program + 1]), words[program + 2 :]
+        elif words[0] == "accelerate":
+            continue  # options of its own
+        else:
+            known = of_either | {"--no-adapter"}
+        named = {word for word in words if word.startswith("--")}
+        assert named <= known, words
+        shown |= named
+
+    assert options_of("train") - shown == {"--measure"}, "options of medusa train that the page leaves out"
+    assert {"--layout", "--batch-size", "--no-measure"} <= shown, "commands and options that the page does show"
+
+
+def test_the_page_on_training_states_the_defaults_that_are_used() -> None:
+    rows = re.findall(r"^\| (`--[^|]*) \|", TRAINING, re.MULTILINE)
+    stated = {name: float(value) for row in rows for name, value in re.findall(r"`(--[a-z-]+)`, (\d[\de.-]*)", row)}
+
+    assert stated == DEFAULTS
+
+
+def test_every_page_that_a_page_links_to_exists() -> None:
+    folder = Path(__file__).parent.parent / "docs"
+    for page in folder.glob("*.md"):
+        links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        assert [link for link in links if "://" not in link and not (folder / link).exists()] == [], page.name

@@ -79,7 +79,8 @@ def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: in
                 longest_prompt = max(longest_prompt, example.judged.index(True))
     if not found:
         raise ConfigurationError(
-            f"{path} has no answer to learn from: no turn of the assistant has a token"
+            f"{path} has no answer to learn from: no turn of the assistant has a token; let the model answer it with "
+            "medusa distill"
             if longest_prompt == 0
             else f"{path} has no answer within the first {max_length} tokens of its conversations; raise max_length"
         )
