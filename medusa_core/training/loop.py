@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medusa_core.errors import CheckpointError, ConfigurationError
 from medusa_core.training.progress import progress_bar
-from medusa_core.training.workers import Workers, sum_gradients
+from medusa_core.training.workers import Workers, of_the_leader, sum_gradients
 
 __all__ = ["LOG", "STATE", "LoopPlan", "Recipe", "cosine", "fit", "read_log", "steps_done"]
 
@@ -99,6 +99,10 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
     full = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters = [p for module in recipe.modules().values() for p in module.parameters() if p.requires_grad]
     progress = _resume(recipe, folder, run)
+    if of_the_leader(workers, progress.step) != progress.step:
+        raise ConfigurationError(
+            f"{str(folder)!r} is not the same in every process; name a folder on a disk that all of them share"
+        )
     log = _Log(folder / LOG, progress.step, is_kept=workers.rank == 0)
     with progress_bar(plan.title, plan.steps, progress.step, "step", is_shown=workers.rank == 0) as bar:
         while progress.step < plan.steps and not progress.has_ended:
@@ -122,7 +126,7 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
             if _is_due(progress.step, plan.evaluate_every, plan.steps):
                 measured = recipe.evaluate()
                 log.write({"step": progress.step, "evaluation": _rounded(measured)})
-                _judge(progress, measured, recipe, plan.patience)
+                _judge(progress, measured, recipe, plan.patience, workers)
             if workers.rank == 0 and (_is_due(progress.step, plan.save_every, plan.steps) or progress.has_ended):
                 _save(recipe, progress, folder, run)
     if plan.patience is not None and progress.best and progress.best_step < progress.step:
@@ -171,12 +175,17 @@ def _refuse_nonsense(losses: Mapping[str, float | list[float]], step: int) -> No
 
 
 def _judge(
-    progress: _Progress, measured: Mapping[str, float | list[float]], recipe: Recipe, patience: int | None
+    progress: _Progress,
+    measured: Mapping[str, float | list[float]],
+    recipe: Recipe,
+    patience: int | None,
+    workers: Workers,
 ) -> None:
     """Remember the best parameters, and end the run when none better came for long enough."""
     loss = measured.get(HELD_OUT_LOSS)
     if patience is None or not isinstance(loss, float):
         return
+    loss = of_the_leader(workers, loss)
     if loss < progress.best_loss:
         progress.best_loss, progress.best_step, progress.since_best = loss, progress.step, 0
         progress.best = {name: _copied(module) for name, module in recipe.modules().items()}

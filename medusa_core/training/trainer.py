@@ -38,7 +38,7 @@ from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
 from medusa_core.training.refusals import refuse_lost_run, unmeasured
 from medusa_core.training.report import DataFacts, Report, write_report
 from medusa_core.training.scores import HeadScores
-from medusa_core.training.workers import Workers, workers_of_this_launch
+from medusa_core.training.workers import Workers, of_the_leader, workers_of_this_launch
 
 __all__ = ["BaseOptions", "Trained", "train"]
 
@@ -246,9 +246,10 @@ def _train_jointly(
     recipe = JointRecipe(base, adapter, heads, rows.trained, rows.held_out, plan, joint, workers)
     fit(recipe, _loop(plan, "training base and heads", recipe.steps), folder, run, workers)
     after = math.exp(mean_nats(base, held_out, plan.rows_per_chunk))
+    before, after = of_the_leader(workers, before), of_the_leader(workers, after)
     change = 100.0 * (after / before - 1.0)
     _log.info("held-out perplexity %.3f before and %.3f after, %+.2f %%", before, after, change)
-    if change > joint.max_perplexity_percent:
+    if not change <= joint.max_perplexity_percent:  # no number is too much as well
         raise QualityLost(change, joint.max_perplexity_percent)
     return before, after
 

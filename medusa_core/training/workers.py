@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medusa_core.errors import ConfigurationError
 from medusa_core.loading import choose_device
 
-__all__ = ["Alone", "Launched", "Workers", "sum_gradients", "workers_of_this_launch"]
+__all__ = ["Alone", "Launched", "Workers", "of_the_leader", "sum_gradients", "workers_of_this_launch"]
 
 
 class Workers(Protocol):
@@ -80,6 +80,12 @@ def workers_of_this_launch(device: str) -> Workers:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Alone(chosen)
     return Launched(is_cpu=chosen.type == "cpu")
+
+
+def of_the_leader(workers: Workers, value: float) -> float:
+    """The leader's number in every process: what all decide by, though their devices may round differently."""
+    own = torch.tensor(value if workers.rank == 0 else 0.0, dtype=torch.float64, device=workers.device)
+    return float(workers.sum(own))
 
 
 def sum_gradients(workers: Workers, parameters: Iterable[nn.Parameter]) -> None:

@@ -85,6 +85,20 @@ def test_another_run_does_not_go_on_from_this_one(tmp_path: Path) -> None:
         fit(Line(), PLAN, tmp_path, "other", ALONE)
 
 
+class Elsewhere(Alone):
+    """A second process; the first has done three steps, and measures a loss of three."""
+
+    rank, count = 1, 2
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 3.0 if tensor.dtype == torch.float64 else tensor
+
+
+def test_processes_that_do_not_share_a_disk_do_not_train_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="on a disk that all of them share"):
+        fit(Line(), PLAN, tmp_path, "run", Elsewhere(torch.device("cpu")))
+
+
 @pytest.mark.parametrize("left", [0, 100, None], ids=["empty", "cut", "zeros"])
 def test_a_damaged_state_is_named_with_the_way_out(tmp_path: Path, left: int | None) -> None:
     fit(Line(), PLAN, tmp_path, "run", ALONE)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from medusa_core.errors import ConfigurationError
-from medusa_core.training.workers import Alone, sum_gradients, workers_of_this_launch
+from medusa_core.training.workers import Alone, of_the_leader, sum_gradients, workers_of_this_launch
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,20 @@ def test_a_process_that_nobody_launched_is_alone() -> None:
 
     assert (workers.rank, workers.count, workers.device) == (0, 1, CPU)
     assert workers.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+class Follower(Alone):
+    """The second of two processes; the first has a 3 wherever this one adds nothing."""
+
+    rank, count = 1, 2
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 3.0
+
+
+def test_all_go_by_the_leaders_number() -> None:
+    assert of_the_leader(Alone(CPU), 7.1) == 7.1
+    assert of_the_leader(Follower(CPU), 7.1) == 3.0
 
 
 def test_gradients_are_summed_each_in_its_own_shape() -> None:
