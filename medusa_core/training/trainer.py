@@ -150,14 +150,15 @@ def _train(
         base.lm_head, plan.num_heads, plan.num_layers, plan.shared_lm_head, plan.lm_head_rank
     ).float()
     heads.to(base.device).train()
-    run = fingerprint(plan, joint, options.model, options.quantize, rows.digest)
+    facts = (plan, options.model, options.quantize, rows.digest)
     recipe = HeadsRecipe(base, heads, rows.trained, rows.held_out, plan, workers)
     if joint is None or joint.two_stages:
-        fit(recipe, _loop(plan, "training heads", recipe.steps), out / RUN / HEADS_STAGE, run, workers)
+        fit(recipe, _loop(plan, "training heads", recipe.steps), out / RUN / HEADS_STAGE, fingerprint(*facts), workers)
     perplexity = adapter = None
     if joint is not None:
         adapter = _adapter(base, joint, plan.seed)
-        perplexity = _train_jointly(base, adapter, heads, rows, plan, joint, out / RUN / JOINT_STAGE, run, workers)
+        run, folder = fingerprint(joint, *facts), out / RUN / JOINT_STAGE
+        perplexity = _train_jointly(base, adapter, heads, rows, plan, joint, folder, run, workers)
     heads.eval().requires_grad_(False)
     scores = recipe.scores()
     calibration = calibrate_heads(base, heads, rows.held_out.in_order(plan.rows_per_pass))

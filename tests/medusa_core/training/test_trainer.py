@@ -117,6 +117,22 @@ def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_
     assert (out / "adapter").is_dir()
 
 
+def test_another_joint_rate_needs_no_other_first_stage(tmp_path: Path, model: Path) -> None:
+    data, out = texts(tmp_path), tmp_path / "out"
+    with pytest.raises(QualityLost):
+        trained(model, data, out, PLAN, replace(JOINT, max_perplexity_percent=-1000.0))
+    first_stage = (out / "run" / "heads" / "training_state.pt").stat().st_mtime_ns
+    gentler = replace(JOINT, learning_rate=1e-5)
+
+    with pytest.raises(ConfigurationError, match="joint/training_state.pt' belongs to a run with another plan"):
+        trained(model, data, out, PLAN, gentler)
+    (out / "run" / "joint" / "training_state.pt").unlink()
+    with pytest.raises(QualityLost):
+        trained(model, data, out, PLAN, replace(gentler, max_perplexity_percent=-1000.0))
+
+    assert (out / "run" / "heads" / "training_state.pt").stat().st_mtime_ns == first_stage
+
+
 @pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
 def test_a_disk_full_at_the_end_is_named_and_with_room_the_run_goes_on(
     tmp_path: Path, model: Path, merge: bool
