@@ -199,7 +199,8 @@ class _Int8LmHeads:
     def __init__(self, weights: Tensor) -> None:
         """Weights [G, V, H]: one for each head, or a single one for all."""
         scales = weights.abs().amax(dim=2).clamp(min=torch.finfo(weights.dtype).tiny) / 127  # [G, V]
-        self._weights = (weights / scales[..., None]).round().to(torch.int8)
+        # in place: on large vocabularies one copy in the compute dtype is gigabytes
+        self._weights = (weights / scales[..., None]).round_().to(torch.int8)
         self._scales = scales.bfloat16()
 
     def __call__(self, states: Tensor) -> Tensor:
