@@ -1,5 +1,6 @@
 """What heads need of a base model's files when no model is loaded: its LM head and the size of its vocabulary."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def read_lm_head(model: str, download: Download = snapshot) -> Tensor:
     if index is not None:
         return _lm_head_in(open_file(index), model, download)
     if folder != Path(model_location(model)):
-        folder = _fetched(model, list(WHOLE), download)
+        folder = _fetched(model, WHOLE, download)
     whole = next((folder / name for name in WHOLE if (folder / name).is_file()), None)
     if whole is None:
         raise ModelNotFound(
@@ -71,13 +72,15 @@ def vocab_size_of(model: str, download: Download = snapshot) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def base_folder(model: str, download: Download = snapshot) -> Path:
-    """The folder of a base model; of a hub id one with its config and indices."""
+def base_folder(
+    model: str, download: Download = snapshot, files: Sequence[str] = ("config.json", "*.index.json")
+) -> Path:
+    """The folder of a base model; of a hub id one with those of its files that match patterns."""
     location = Path(model_location(model))
-    return location if location.is_dir() else _fetched(model, ["config.json", "*.index.json"], download)
+    return location if location.is_dir() else _fetched(model, files, download)
 
 
-def _fetched(model: str, patterns: list[str], download: Download) -> Path:
+def _fetched(model: str, patterns: Sequence[str], download: Download) -> Path:
     try:
         return download(model, None, patterns)
     except (OSError, ValueError) as error:

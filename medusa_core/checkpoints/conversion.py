@@ -64,7 +64,7 @@ def convert_heads(
         if adapter is not None:
             shutil.copytree(adapter, staging / ADAPTER_FOLDER)
         if layout == "medusa-v2" and base is not None:
-            _copy_tokenizer(base_folder(base, download), staging)
+            _copy_tokenizer(base_folder(base, download, TOKENIZER_FILES), staging)
 
 
 def _vocab_size(
@@ -97,7 +97,7 @@ def _weights_named(folder: Path) -> Iterator[Path]:
 
 def _copy_tokenizer(folder: Path, staging: Path) -> None:
     for pattern in TOKENIZER_FILES:
-        for file in folder.glob(pattern):
+        for file in filter(Path.is_file, folder.glob(pattern)):
             shutil.copyfile(file, staging / file.name)
 
 

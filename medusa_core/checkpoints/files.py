@@ -236,18 +236,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def from_hub(source: str, head_keys: HeadKeys, download: Download) -> Path:
-    """A local folder with what is needed of a hub id: of a full model only the shards that hold heads."""
+    """A local folder with what is needed of a hub id: of a full model only the shards that hold heads.
+
+    What a repository holds in several forms is fetched in one, safetensors where there are some.
+    """
     name, _, revision = source.partition("@")
     at = revision if revision != "" else None
     try:
-        folder = download(name, at, (*HEADS_FILES, *DESCRIPTIONS))
-        if any((folder / file).is_file() for file in HEADS_FILES):
-            return folder
+        folder = download(name, at, DESCRIPTIONS)
+        for file in HEADS_FILES:
+            if (download(name, at, [file]) / file).is_file():
+                return folder
         for stored in map(open_file, indices(folder)):
             shards = {stored.files[key].name for key in head_keys(stored.files)}
             if shards:
                 return download(name, at, sorted(shards))
-        return download(name, at, MODEL_FILES)
+        for file in MODEL_FILES:
+            if (download(name, at, [file]) / file).is_file() and head_keys(open_file(folder / file).files):
+                break
+        return folder
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFound(

@@ -1,6 +1,6 @@
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,23 @@ def test_heads_of_the_second_kind_bring_the_bases_tokenizer(tmp_path: Path, base
     convert_heads(str(source), target, "medusa-v2", base)
 
     assert (target / "tokenizer.json").is_file()
+
+
+def test_the_tokenizer_of_a_base_on_a_hub_is_fetched(tmp_path: Path, base: str) -> None:
+    source, target, local = tmp_path / "source", tmp_path / "target", tmp_path / "local"
+    source.mkdir()
+    local.mkdir()
+    layout_b(source)
+
+    def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+        for file in [file for pattern in patterns for file in Path(base).glob(pattern)]:
+            (local / file.name).write_bytes(file.read_bytes())
+        return local
+
+    convert_heads(str(source), target, "medusa-v2", "owner/base", download)
+
+    assert (target / "tokenizer.json").is_file()
+    assert not (local / "model.safetensors").exists()
 
 
 def test_what_was_written_can_be_read_by_others_than_its_writer(tmp_path: Path) -> None:

@@ -83,6 +83,27 @@ def test_of_a_hub_id_the_shards_of_one_index_are_fetched(tmp_path: Path) -> None
     assert asked[-1] == ["model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "left"),
+    [("medusa_lm_head.safetensors", "medusa_lm_head.pt"), ("model.safetensors", "pytorch_model.bin")],
+)
+def test_what_a_hub_id_holds_twice_is_fetched_once(tmp_path: Path, kept: str, left: str) -> None:
+    remote, local = tmp_path / "remote", tmp_path / "local"
+    remote.mkdir()
+    local.mkdir()
+    save_file(state_dict(2), remote / kept)
+    torch.save(state_dict(2), remote / left)
+
+    def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+        for file in [file for pattern in patterns for file in remote.glob(pattern)]:
+            (local / file.name).write_bytes(file.read_bytes())
+        return local
+
+    folder = from_hub("owner/name", head_keys, download)
+
+    assert [file.name for file in folder.iterdir()] == [kept]
+
+
 def test_a_file_named_after_heads_goes_before_a_full_models(tmp_path: Path) -> None:
     layout_c(tmp_path)
     save_file(state_dict(2), tmp_path / "medusa_lm_head.safetensors")
