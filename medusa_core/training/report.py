@@ -12,6 +12,7 @@ from typing import Any
 from medusa_core.errors import CheckpointError
 from medusa_core.evaluation.machine import machine
 from medusa_core.pictures import loss_curves, save
+from medusa_core.training.loop import LOG
 from medusa_core.training.measure import Calibrated, draw_calibration
 from medusa_core.training.medusa1 import evaluation
 from medusa_core.training.plan import JointPlan, TrainPlan
@@ -61,7 +62,7 @@ class Report:
         return None if self.perplexity is None else 100.0 * (self.perplexity[1] / self.perplexity[0] - 1.0)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the log, which stands beside it."""
+        """Everything but the log, which stands beside it, a line for each step and measurement."""
         perplexity, speed = None, None
         if self.perplexity is not None:
             before, after = self.perplexity
@@ -92,18 +93,23 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write `report.json` and, where matplotlib is installed, the pictures; each file is whole or not there."""
-    path, partial = folder / REPORT_FILE, folder / f"{REPORT_FILE}.partial"
-    try:
-        partial.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; make room") from error
+    """Write `report.json`, the log and, where matplotlib is installed, the pictures; each is whole or not there."""
+    _write(folder / LOG, "".join(json.dumps(line) + "\n" for line in report.log))
+    _write(folder / REPORT_FILE, json.dumps(report.as_json(), indent=2) + "\n")
     if find_spec("matplotlib") is None:
         _log.warning("no pictures: they need matplotlib; pip install 'medusa-server[train]'")
         return
     draw_report(report, folder)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; make room") from error
 
 
 def draw_report(report: Report, folder: Path) -> None:

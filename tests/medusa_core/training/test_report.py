@@ -85,4 +85,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
 
     with pytest.raises(CheckpointError, match="make room"):
         write_report(REPORT, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_the_log_is_kept_beside_the_report(tmp_path: Path) -> None:
+    write_report(REPORT, tmp_path)
+
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == LOG

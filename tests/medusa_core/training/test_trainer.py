@@ -124,7 +124,7 @@ def test_another_joint_rate_needs_no_other_first_stage(tmp_path: Path, model: Pa
     first_stage = (out / "run" / "heads" / "training_state.pt").stat().st_mtime_ns
     gentler = replace(JOINT, learning_rate=1e-5)
 
-    with pytest.raises(ConfigurationError, match="joint/training_state.pt' belongs to a run with another plan"):
+    with pytest.raises(ConfigurationError, match=r"joint/training_state.pt' belongs to a run with another plan"):
         trained(model, data, out, PLAN, gentler)
     (out / "run" / "joint" / "training_state.pt").unlink()
     with pytest.raises(QualityLost):
