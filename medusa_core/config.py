@@ -69,6 +69,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} is {value}, it must be at least 1")
+        if self.max_context == 1:
+            raise ConfigurationError("max_context is 1, it must hold a token of the prompt and one of the answer: 2")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
         if self.tree not in get_args(TreeKind):

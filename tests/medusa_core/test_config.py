@@ -12,6 +12,11 @@ def test_sizes_below_one_are_refused_by_name(name: str) -> None:
         EngineConfig(**{name: 0})  # type: ignore[arg-type]
 
 
+def test_a_context_without_room_for_an_answer_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_context is 1, it must hold"):
+        EngineConfig(max_context=1)
+
+
 def test_heads_need_a_positive_shape() -> None:
     with pytest.raises(ConfigurationError, match="num_heads >= 1"):
         HeadsConfig(0, 1, 8, 8, True)
