@@ -32,6 +32,15 @@ def test_false_claims_and_a_missing_calibration_are_said(tmp_path: Path) -> None
     assert "medusa calibrate" in table
 
 
+def test_a_path_is_shown_as_it_is_spelt(tmp_path: Path) -> None:
+    (tmp_path / "[red]").mkdir()
+    layout_a(tmp_path / "[red]")
+
+    shown = "".join(said(str(tmp_path / "[red]")).split())  # a narrow table folds it
+
+    assert "[red]/medusa_lm_head.pt" in shown
+
+
 def test_shared_lm_heads_have_no_vocabulary_of_their_own(tmp_path: Path) -> None:
     save_heads(tmp_path, random_heads(LM_HEAD, 2), "some/base")
 
