@@ -130,7 +130,10 @@ def compare(
     skipped: int = 0,
     watch: Watch = unwatched,
 ) -> BenchReport:
-    """Let every peer answer every prompt, then time those of the first prompts of each kind."""
+    """Let every peer answer every prompt, then time those of the first prompts of each kind.
+
+    Raises ConfigurationError where no answer takes a step.
+    """
     sampling = SamplingParams(temperature=plan.temperature, seed=plan.seed)
     timed_prompts = of_each_kind(prompts, plan.timed_prompts)
     counted: dict[str, list[Answer]] = {peer.name: [] for peer in peers}
@@ -143,6 +146,12 @@ def compare(
             for peer in peers:
                 answers[peer.name].append(peer.peer.answer(prompt, sampling, plan.max_tokens))
             done += 1
+    silent = [name for name, answers in timed.items() if not any(answer.step_tokens > 0 for answer in answers)]
+    if silent:
+        raise ConfigurationError(
+            f"every timed answer of {silent[0]} ends with its first token, which takes no step, so there is nothing to "
+            "time; give prompts that the model has an answer to"
+        )
     speeds = {peer.kind: _seconds_per_token(timed[peer.name]) for peer in peers}
     plain = next((peer for peer in peers if peer.kind == "plain"), None)
     plain_step = _median_step(timed[plain.name]) if plain is not None else None

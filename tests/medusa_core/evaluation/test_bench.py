@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ def test_speed_overhead_and_their_identity_follow_from_the_steps() -> None:
     assert (plain.overhead, theirs.over_plain) == (1.0, pytest.approx(0.5))
     assert report.prompts == {"chat": 1, "text": 2}
     assert report.timed_prompts == 2  # one of each kind
+
+
+def test_answers_that_take_no_step_cannot_be_timed() -> None:
+    peers = [Contestant("plain", "plain", 1, Scripted(3, 0.010))]
+
+    with pytest.raises(ConfigurationError, match="every timed answer of plain ends with its first token"):
+        compare(mock_engine(), peers, PROMPTS, replace(QUICK, max_tokens=2))
 
 
 def test_time_that_no_step_accounts_for_shows_in_the_identity() -> None:
