@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from medusa_core.config import model_location
-from medusa_core.errors import ConfigurationError, ModelNotFound
+from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound
 from medusa_core.loading import default_context, fix_longrope, read_config
 from medusa_core.quantization import dense_weight, quantization_arguments
 from medusa_core.training.packing import Batch
@@ -49,7 +49,8 @@ class FrozenBase:
         is_spread:     whether it is laid over all devices there are, for a model too large for one.
         chat_template: a file with the template for a model that has none, or another one.
 
-        Raises ModelNotFound when model or tokenizer cannot be loaded, ConfigurationError for what is not installed.
+        Raises ModelNotFound when model or tokenizer cannot be loaded, CheckpointError when weights are missing,
+        ConfigurationError for what is not installed or does not fit the devices.
         """
         location = model_location(name)
         arguments = quantization_arguments(quantize, device, torch.float32 if device.type == "cpu" else None)
@@ -57,16 +58,19 @@ class FrozenBase:
             arguments["device_map"] = "auto"
         config = read_config(location)
         fix_longrope(config.get_text_config(), default_context(config.get_text_config()))
+        from_pretrained: Any = AutoModelForCausalLM.from_pretrained
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                location,
-                config=config,
-                trust_remote_code=False,
-                **arguments,
+            model, found = from_pretrained(
+                location, config=config, trust_remote_code=False, output_loading_info=True, **arguments
             )
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelNotFound(f"cannot load the model {name!r}: {reason}; give a folder or a hub id") from error
+        if found["missing_keys"]:  # they would be random numbers
+            raise CheckpointError(
+                f"the weights of {name!r} lack {len(found['missing_keys'])} tensors, {min(found['missing_keys'])!r} "
+                "among them; they are incomplete, or not this architecture's"
+            )
         placed = getattr(model, "hf_device_map", None)
         if placed is None:
             model.to(device)

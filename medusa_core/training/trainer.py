@@ -19,11 +19,12 @@ from medusa_core.adapters import ADAPTER_FOLDER
 from medusa_core.calibration import CALIBRATION_FILE, Calibration
 from medusa_core.checkpoints import save_heads
 from medusa_core.checkpoints.writing import no_half_written
-from medusa_core.config import EngineConfig, Quantization
+from medusa_core.config import EngineConfig, Quantization, model_location
 from medusa_core.errors import ConfigurationError, QualityLost
 from medusa_core.evaluation.answers import Watch, unwatched
 from medusa_core.evaluation.prompts import Prompt
 from medusa_core.heads import DraftHeads
+from medusa_core.loading import read_config
 from medusa_core.training.adapter import Adapter
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.calibrate import calibrate_heads
@@ -141,6 +142,12 @@ def _train(
 ) -> _Result:
     """Train and write the heads; the base is out of memory when this returns."""
     refuse_lost_run(options.model, options.quantize, options.is_spread, joint, out, workers.count)
+    if plan.passes_per_step < workers.count:
+        idle = workers.count - plan.passes_per_step
+        _log.warning(
+            "a step has %d passes, so %d of %d processes have nothing to do: --accumulate %d gives each of them one",
+            plan.passes_per_step, idle, workers.count, workers.count,
+        )  # fmt: skip
     base = FrozenBase.load(options.model, workers.device, options.quantize, options.is_spread, options.chat_template)
     if joint is not None and joint.adapter_rank is None:
         base.model.float()  # type: ignore[no-untyped-call]
@@ -195,6 +202,12 @@ def _rows(base: FrozenBase, data: Path, plan: TrainPlan) -> _Data:
     """The data in rows that the base can read, a part of it held out."""
     length = min(plan.max_length, base.max_positions)
     examples = Examples.of(read_examples(data, base.tokenizer, length))
+    largest = int(examples.tokens.max(initial=0))
+    if largest >= base.vocab_size:
+        raise ConfigurationError(
+            f"the tokenizer of {base.name!r} makes token {largest} of {data}, the model knows {base.vocab_size}; give "
+            "a model and a tokenizer that belong together"
+        )
     trained, held_out = examples.split(plan.held_out_percent)
     if not len(trained) or not len(held_out):
         raise ConfigurationError(
@@ -283,6 +296,9 @@ def _write(
 def _write_model(base: FrozenBase, out: Path) -> None:
     """The whole model, each file whole or not there."""
     model: Any = base.model
+    # loaded for one length, a rope with two sets of factors holds one of them twice
+    original: Any = read_config(model_location(base.name)).get_text_config()
+    model.config.get_text_config().rope_parameters = getattr(original, "rope_parameters", None)
     with no_half_written(out), tempfile.TemporaryDirectory(dir=out) as staging:
         model.save_pretrained(staging)
         base.tokenizer.save_pretrained(staging)

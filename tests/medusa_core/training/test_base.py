@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from medusa_core.errors import ModelNotFound
+from medusa_core.errors import CheckpointError, ModelNotFound
 from medusa_core.training.base import FrozenBase
 from tests.medusa_core.training.cast import alone, base, packed, saved_base, tokenizer
 
@@ -82,6 +83,16 @@ def test_a_loaded_base_is_frozen(tmp_path: Path) -> None:
     assert loaded.lm_head.dtype == torch.float32
     assert loaded.vocab_size == base().vocab_size
     assert loaded.max_positions == 256
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
+    folder = saved_base(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"lack 1 tensors, 'model\.norm\.weight'"):
+        FrozenBase.load(str(folder), CPU)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

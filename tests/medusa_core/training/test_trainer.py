@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from medusa_core.adapters import find_adapter
 from medusa_core.calibration import Calibration
@@ -19,7 +19,7 @@ from medusa_core.checkpoints import find_heads, load_heads
 from medusa_core.errors import CheckpointError, ConfigurationError, QualityLost
 from medusa_core.training.plan import JointPlan, TrainPlan
 from medusa_core.training.trainer import BaseOptions, Trained, train
-from tests.medusa_core.training.cast import base, saved_base
+from tests.medusa_core.training.cast import base, saved_base, tokenizer
 
 ROOT = Path(__file__).parents[3]
 PLAN = TrainPlan(
@@ -105,6 +105,30 @@ def test_medusa2_writes_a_whole_model_when_asked_to_merge(tmp_path: Path, model:
     assert find_adapter(found.heads) is None
 
 
+def test_a_merged_model_keeps_both_sets_of_rope_factors(tmp_path: Path, model: Path) -> None:
+    own = tokenizer()
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
+    config = Phi3Config(
+        vocab_size=len(own),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10_000.0, **factors},
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    Phi3ForCausalLM(config).save_pretrained(model)
+
+    trained(model, texts(tmp_path), tmp_path / "out", PLAN, replace(JOINT, merge=True))
+
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (model, tmp_path / "out"))
+    assert after["rope_parameters"] == before["rope_parameters"]
+
+
 def test_a_base_that_would_lose_too_much_is_not_written_and_a_higher_limit_goes_on(tmp_path: Path, model: Path) -> None:
     data, out = texts(tmp_path), tmp_path / "out"
     strict = replace(JOINT, max_perplexity_percent=-1000.0)
@@ -168,6 +192,15 @@ def test_heads_that_stand_are_not_overwritten_by_a_base_that_lost_too_much(tmp_p
 def test_too_little_data_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigurationError, match="give more data"):
         trained(model, texts(tmp_path, 1), tmp_path / "heads")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path, model: Path) -> None:
+    own = tokenizer()
+    own.add_tokens(["return text"])
+    own.save_pretrained(model)
+
+    with pytest.raises(ConfigurationError, match="that belong together"):
+        trained(model, texts(tmp_path), tmp_path / "heads")
 
 
 def test_answers_too_short_for_the_heads_are_refused(tmp_path: Path, model: Path) -> None:
