@@ -221,7 +221,9 @@ def _with_room(prompts: Sequence[Prompt], max_context: int, max_tokens: int) -> 
 
 def _own_answers(config: EngineConfig, prompts: Sequence[Prompt], max_tokens: int, watch: Watch) -> list[Example]:
     """The model's own greedy answers, which are what the heads will be asked to guess."""
-    engine = Engine.load(config, watch)
+    # a calibration that stands there may be of fewer heads, and is about to be replaced
+    unknown = Calibration(((),) * config.max_depth, (0,) * config.max_depth, (1.0,) * config.max_depth)
+    engine = Engine.load(config, watch, unknown)
     peer = EnginePeer(engine, SpeculationParams())
     examples = []
     for done, prompt in enumerate(_with_room(prompts, engine.info.max_context, max_tokens)):

@@ -36,6 +36,16 @@ def test_the_shape_is_the_calibrations_whatever_the_heads_say() -> None:
     assert shape(drafter(max_nodes=3)) == [(0, 0), (0, 1), (0, 1)]  # as stored, though 0.6 x 0.4 is likelier
 
 
+def test_a_request_gets_no_larger_tree_than_there_is_room_for() -> None:
+    assert drafter("static", max_nodes=99).num_nodes == 4
+
+
+def test_heads_that_were_never_right_leave_plain_decoding() -> None:
+    found = drafter(calibration=Calibration(((0.0,), (0.0,)), (9, 9), (1.0, 1.0)))
+
+    assert shape(found) == [(0, 0)]
+
+
 def test_auto_is_what_the_operator_chose_and_a_request_may_ask_for_either() -> None:
     assert isinstance(drafter("auto"), MedusaDrafter)
     assert not isinstance(drafter("tree"), MedusaDrafter)

@@ -43,6 +43,14 @@ def test_where_the_data_has_no_answer_the_models_own_are_judged(tmp_path: Path) 
     assert calibrate(config(folder), data, replace(QUICK, own_answers=True)).own_answers == 3
 
 
+def test_a_calibration_of_fewer_heads_is_no_obstacle_to_a_new_one(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path / "model", Calibration(((0.5,),), (9,), (1.0,)))
+
+    found = calibrate(config(folder), saved_prompts(tmp_path), replace(QUICK, own_answers=True))
+
+    assert Calibration.load(found.path).num_heads == 3
+
+
 def test_what_other_machines_measured_is_kept(tmp_path: Path) -> None:
     elsewhere = LatencyCurve(Place("a card", "bfloat16", None, "none"), 256, {1: 0.01, 64: 0.011})
     folder = saved_model(tmp_path / "model", CALIBRATION.with_latency(elsewhere))
