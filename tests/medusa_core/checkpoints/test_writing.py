@@ -164,6 +164,13 @@ def test_our_config_says_what_the_heads_are(tmp_path: Path) -> None:
     }
 
 
+def test_vllm_is_told_of_an_lm_head_that_all_heads_share(tmp_path: Path) -> None:
+    save_heads(tmp_path, made("one"), "some/base", "vllm")
+
+    assert config_of(tmp_path)["original_lm_head"] is True
+    assert "lm_head.weight" in open_heads(tmp_path).files
+
+
 def test_vllm_is_told_of_the_biases_and_of_a_truncated_vocabulary(tmp_path: Path) -> None:
     save_heads(tmp_path, made("own", token_ids=IDS), "some/base", "vllm", base_vocab_size=VOCAB)
 
