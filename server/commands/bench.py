@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -112,10 +113,14 @@ def _table(report: Any) -> Table:
         f"answers that are not {report.reference}'s",
         title_justify="left",
         caption_justify="left",
+        box=SIMPLE_HEAD,  # so that it fits into 80 columns
+        padding=(0, 1, 0, 0),
     )
-    columns = ("", "tokens/s", "tokens per step", "accepted", "ms per step", "overhead", "by plain", "by generate")
-    for index, name in enumerate((*columns, "identity", "differing")):
-        table.add_column(name, justify="right" if index > 0 else "left")
+    has_generate = any(result.over_generate is not None for result in report.peers)
+    columns = ("tokens per second", "tokens per step", "accepted", "ms per step", "overhead", "by plain")
+    table.add_column("", no_wrap=True)
+    for name in (*columns, *(["by generate"] if has_generate else []), "identity", "differing"):
+        table.add_column(name, justify="right", overflow="fold")
     best = max(report.peers, key=lambda result: result.tokens_per_second.median)
     for result in report.peers:
         figures = (
@@ -124,7 +129,7 @@ def _table(report: Any) -> Table:
             result.step_ms,
             result.overhead,
             result.over_plain,
-            result.over_generate,
+            *([result.over_generate] if has_generate else []),
             result.identity,
         )
         table.add_row(
