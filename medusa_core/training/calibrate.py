@@ -11,6 +11,7 @@ from medusa_core.heads import DraftHeads
 from medusa_core.training.base import FrozenBase
 from medusa_core.training.loss import IGNORED, chunks
 from medusa_core.training.packing import Batch
+from medusa_core.training.plan import rows_with_logits
 from medusa_core.training.precision import mixed_precision
 from medusa_core.training.scores import COUNTED_RANKS, judged_rows, over_all_tokens, rank_counts
 
@@ -18,7 +19,7 @@ __all__ = ["best_temperature", "calibrate_heads"]
 
 # Logits kept per head for fitting its temperature: 256 MB in float32.
 KEPT_LOGITS = 2**26
-# Positions whose logits are in memory at a time.
+# Positions whose logits are in memory at a time, at most.
 ROWS_PER_CHUNK = 1024
 LOG_TEMPERATURES = (math.log(0.25), math.log(4.0))
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -31,10 +32,11 @@ def calibrate_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch
     counts = torch.zeros(config.num_heads, COUNTED_RANKS + 1, dtype=torch.long)  # the last column: further down
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(config.num_heads)]
     room = [KEPT_LOGITS // base.vocab_size] * config.num_heads
+    size = min(ROWS_PER_CHUNK, rows_with_logits(config.num_heads, base.vocab_size))
     for batch in batches:
         with mixed_precision(base.device):
             judged, asked = judged_rows(base, batch, config.num_heads)
-        for rows, labels in chunks(judged, asked, ROWS_PER_CHUNK):
+        for rows, labels in chunks(judged, asked, size):
             with mixed_precision(base.device):
                 logits = heads(rows.to(heads.weight.dtype)).float()
             logits = over_all_tokens(heads, logits, base.vocab_size)  # [K, R, V]

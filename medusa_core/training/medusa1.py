@@ -72,7 +72,7 @@ class HeadsRecipe:
     def _add_gradients(self, rows: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Nats of each head [K] summed over rows [R, H]; `rows_per_chunk` of them have logits at a time."""
         total = torch.zeros_like(weights)
-        for part, wanted in chunks(rows, labels, self._plan.rows_per_chunk):
+        for part, wanted in chunks(rows, labels, self._plan.chunk_rows(self._base.vocab_size)):
             nats = self._nats(self._heads, part, wanted)
             (nats * weights).sum().backward()  # type: ignore[no-untyped-call]
             total += nats.detach()
@@ -85,7 +85,7 @@ class HeadsRecipe:
     def scores(self) -> HeadScores:
         """The heads on held-out text."""
         batches = self._held_out.in_order(self._plan.rows_per_pass)
-        return score_heads(self._base, self._heads, batches, self._plan.rows_per_chunk)
+        return score_heads(self._base, self._heads, batches, self._plan.chunk_rows(self._base.vocab_size))
 
 
 def adam(groups: list[dict[str, object]]) -> torch.optim.Optimizer:

@@ -122,7 +122,7 @@ class JointRecipe:
         hidden = self._base.hidden(asked.batch).flatten(0, 1)[asked.rows]  # [R, H]
         leaf = hidden.detach().requires_grad_()
         total = torch.zeros_like(weights)
-        size = self._plan.rows_per_chunk
+        size = self._plan.chunk_rows(self._base.vocab_size)
         for start in range(0, len(leaf), size):
             rows, labels = leaf[start : start + size], wanted[:, start : start + size]
             teacher = self._teacher_logits(before[start : start + size]) if before is not None else None
@@ -149,7 +149,7 @@ class JointRecipe:
 
     def evaluate(self) -> Mapping[str, float | list[float]]:
         """See Recipe.evaluate; the held-out loss is the one training lowers, with the heads' full weight."""
-        own = mean_nats(self._base, self._batches(), self._plan.rows_per_chunk)
+        own = mean_nats(self._base, self._batches(), self._plan.chunk_rows(self._base.vocab_size))
         measured = evaluation(self.scores(), self._plan.decay)
         ahead = measured["held_out_loss"]
         assert isinstance(ahead, float), "a loss is one number"
@@ -157,7 +157,7 @@ class JointRecipe:
 
     def scores(self) -> HeadScores:
         """The heads on held-out text, behind the base as it is now."""
-        return score_heads(self._base, self._heads, self._batches(), self._plan.rows_per_chunk)
+        return score_heads(self._base, self._heads, self._batches(), self._plan.chunk_rows(self._base.vocab_size))
 
     def _batches(self) -> Sequence[Batch]:
         return list(self._held_out.in_order(self._plan.rows_per_pass))

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 
 from medusa_core.errors import ConfigurationError
 
-__all__ = ["JointPlan", "TrainPlan", "fingerprint"]
+__all__ = ["JointPlan", "TrainPlan", "fingerprint", "rows_with_logits"]
+
+# Logits of all heads in memory at a time: 1 GiB in float32, of which a loss with its gradient takes three.
+MOST_LOGITS = 2**28
 
 # What may be another when a run goes on: it decides what is kept and written, not what is learnt.
 _INDIFFERENT = frozenset({"save_every", "rows_per_chunk", "compile", "max_perplexity_percent", "merge"})
@@ -28,7 +31,7 @@ class TrainPlan:
     rows_per_pass:    rows that go through the model at once.
     passes_per_step:  passes whose gradients make one optimiser step, over all processes together.
     held_out_percent: share of the examples that only measure.
-    rows_per_chunk:   positions with logits in memory at a time.
+    rows_per_chunk:   positions with logits in memory at a time, at most; see `chunk_rows`.
     evaluate_every:   steps between measurements on the held-out share; None measures at the end.
     patience:         measurements without progress after which the run ends; None never ends it early.
     compile:          compile the loss; needs a C++ compiler, or Triton on a GPU.
@@ -74,6 +77,10 @@ class TrainPlan:
     def rows_per_step(self) -> int:
         """Rows of one optimiser step."""
         return self.rows_per_pass * self.passes_per_step
+
+    def chunk_rows(self, vocab_size: int) -> int:
+        """Positions with logits in memory at a time: fewer where many heads say much about each."""
+        return min(self.rows_per_chunk, rows_with_logits(self.num_heads, vocab_size))
 
     def steps(self, rows: int, epochs: int) -> int:
         """Optimiser steps that so many passes over packed rows make."""
@@ -123,6 +130,11 @@ def fingerprint(*facts: object) -> str:
     """What a run must share with the one it resumes: plans, and words about model and data."""
     plain = [_decisive(fact) if isinstance(fact, TrainPlan | JointPlan) else str(fact) for fact in facts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def rows_with_logits(num_heads: int, vocab_size: int) -> int:
+    """Positions whose logits of all heads stay within the bound on what is in memory at a time."""
+    return max(1, MOST_LOGITS // (num_heads * vocab_size))
 
 
 def _decisive(plan: TrainPlan | JointPlan) -> dict[str, object]:

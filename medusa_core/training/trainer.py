@@ -256,10 +256,10 @@ def _train_jointly(
 ) -> tuple[float, float]:
     """Train base and heads; the base's held-out perplexity before and after, or QualityLost."""
     held_out = list(rows.held_out.in_order(plan.rows_per_pass))
-    before = math.exp(mean_nats(base, held_out, plan.rows_per_chunk))
+    before = math.exp(mean_nats(base, held_out, plan.chunk_rows(base.vocab_size)))
     recipe = JointRecipe(base, adapter, heads, rows.trained, rows.held_out, plan, joint, workers)
     fit(recipe, _loop(plan, "training base and heads", recipe.steps), folder, run, workers)
-    after = math.exp(mean_nats(base, held_out, plan.rows_per_chunk))
+    after = math.exp(mean_nats(base, held_out, plan.chunk_rows(base.vocab_size)))
     before, after = of_the_leader(workers, before), of_the_leader(workers, after)
     change = 100.0 * (after / before - 1.0)
     _log.info("held-out perplexity %.3f before and %.3f after, %+.2f %%", before, after, change)

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,48 @@ def test_a_step_is_the_same_however_it_is_cut(rows: int, passes: int, chunk: int
     assert same == pytest.approx(losses, rel=1e-5)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_no_more_rows_than_a_chunk_have_logits_at_once() -> None:
+    heads, seen = fresh_heads(), []
+    made = recipe(heads, replace(PLAN, rows_per_pass=4, rows_per_chunk=7))
+    heads.register_forward_hook(lambda _, __, logits: seen.append(logits.shape[1]))
+
+    made.accumulate(0)
+    made.scores()
+
+    assert len(seen) > 2
+    assert max(seen) == 7
+
+
+def test_a_killed_run_ends_with_the_heads_and_the_curve_of_an_undisturbed_one(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    class Dying(HeadsRecipe):
+        def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
+            if step == 7:
+                raise Killed
+            return super().accumulate(step)
+
+    def train(kind: type[HeadsRecipe], folder: Path) -> DraftHeads:
+        plan = replace(PLAN, epochs=2, lm_head_rank=4, shared_lm_head=True)
+        heads, rows = fresh_heads(plan), packed(*counting(), length=plan.max_length)
+        made = kind(base(), heads, rows, rows, plan, Alone(CPU))
+        fit(made, LoopPlan("heads", made.steps, 1.0, 3, 5, None), folder, "run", Alone(CPU))
+        return heads
+
+    def curve(folder: Path) -> list[dict[str, object]]:
+        return [{name: value for name, value in line.items() if name != "seconds"} for line in read_log(folder)]
+
+    whole = train(HeadsRecipe, tmp_path / "a").state_dict()
+    with pytest.raises(Killed):
+        train(Dying, tmp_path / "b")
+
+    resumed = train(HeadsRecipe, tmp_path / "b").state_dict()
+
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
 
 
 def test_the_log_tells_of_every_head_on_held_out_text(tmp_path: Path) -> None:

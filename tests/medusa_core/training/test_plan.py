@@ -45,6 +45,15 @@ def test_steps_cover_all_rows_in_every_pass() -> None:
     assert plan.steps(rows=1, epochs=1) == 1
 
 
+def test_logits_in_memory_do_not_grow_with_heads_and_vocabulary() -> None:
+    def most(heads: int, vocabulary: int) -> int:
+        return TrainPlan(num_heads=heads, rows_per_chunk=2048).chunk_rows(vocabulary) * heads * vocabulary
+
+    assert TrainPlan(num_heads=4, rows_per_chunk=2048).chunk_rows(4096) == 2048
+    assert all(most(heads, vocabulary) <= 2**28 for heads in (1, 4, 10) for vocabulary in (32_000, 256_000))
+    assert TrainPlan().chunk_rows(2**30) == 1
+
+
 def test_a_run_is_told_from_others_by_what_it_learns_and_not_by_what_it_writes() -> None:
     plan, joint = TrainPlan(), JointPlan()
     own = fingerprint(plan, joint, "model")
