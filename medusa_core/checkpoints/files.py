@@ -267,9 +267,11 @@ def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
-def cached_snapshot(name: str) -> Path | None:
-    """The folder of a hub id that was fetched before; asks nobody."""
+def cached_snapshot(name: str, cache: Path | None = None) -> Path | None:
+    """The folder of a hub id of which something was fetched before; asks nobody. `cache` is the hub's own folder."""
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        # without a pattern the hub's library finds a snapshot only once all files of the repository are there
+        found = snapshot_download(name, cache_dir=cache, local_files_only=True, allow_patterns=["config.json"])
     except (OSError, ValueError):
         return None
+    return Path(found)

@@ -146,6 +146,26 @@ def test_json_that_is_none_names_its_file(tmp_path: Path) -> None:
     assert read_json(tmp_path / "nowhere.json") == {}
 
 
+def test_a_hub_id_is_found_in_the_cache_though_only_some_of_its_files_were_fetched(tmp_path: Path) -> None:
+    repository, commit = tmp_path / "models--owner--name", "c" * 40
+    files = {
+        "refs/main": commit,
+        f"snapshots/{commit}/config.json": "{}",
+        # what there is on the hub, as its library notes it down
+        f"trees/{commit}.json": json.dumps(
+            {
+                "format_version": 1,
+                "files": {name: {"size": 2, "blob_id": "b" * 40} for name in ("README.md", "config.json")},
+            }
+        ),
+    }
+    for name, content in files.items():
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).write_text(content)
+
+    assert cached_snapshot("owner/name", tmp_path) == repository / "snapshots" / commit
+
+
 def test_what_was_never_fetched_is_not_in_the_cache() -> None:
     assert cached_snapshot("nobody/has-this") is None
     assert cached_snapshot("/no/hub/id/at/all") is None
