@@ -276,6 +276,9 @@ class Encoder:
                 **special,
             )
         (text,), (spans,) = rendered
+        spoken = sum(turn["role"] == "assistant" for turn in turns)
+        if turns[0]["role"] == "assistant" and len(spans) == spoken:
+            spans = spans[1:]  # nothing asks for it, see _pieces
         return _Piece(text, tuple((start, stop) for start, stop in spans), False)
 
 

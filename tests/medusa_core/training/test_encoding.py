@@ -200,8 +200,9 @@ def test_an_answer_that_ends_in_nothing_to_see_is_judged_no_further_than_its_end
         assert judged_text(encode(conversation(*turns), own), own) == text + "<|im_end|>"
 
 
-def test_a_first_turn_by_the_assistant_is_context() -> None:
-    own = tokenizer(PLAIN_TEMPLATE)
+@pytest.mark.parametrize("template", [None, PLAIN_TEMPLATE])
+def test_a_first_turn_by_the_assistant_is_context(template: str | None) -> None:
+    own = tokenizer(template)
 
     assert judged_text(encode(conversation(TURNS[2], *TURNS[1:3]), own), own) == "Yes.<|im_end|>"
 
