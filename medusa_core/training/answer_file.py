@@ -36,6 +36,8 @@ class AnswerFile:
         """
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is not a file; name one for the answers")
+        if path.suffix == ".gz":
+            raise ConfigurationError(f"{path}: answers are appended as plain text, which a .gz is not; leave .gz out")
         with _disk_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:

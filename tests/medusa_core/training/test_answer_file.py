@@ -86,6 +86,12 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_answers_are_not_written_under_the_name_of_a_packed_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"leave \.gz out"), AnswerFile.open(tmp_path / "out.jsonl.gz", PLAN):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_no_file_for_answers(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not a file"):
         with AnswerFile.open(tmp_path, PLAN):
