@@ -54,4 +54,6 @@ class StaticTrees:
             raise InvalidParameter(
                 "a static tree needs to know how often the heads are right; run `medusa calibrate`", "speculation.mode"
             )
-        return self._calibration.static_tree(num_nodes)
+        # a vocabulary that was cut since then has fewer guesses than were counted
+        guesses = self._heads.config.vocab_size
+        return [path for path in self._calibration.static_tree(num_nodes) if max(path) < guesses]

@@ -5,6 +5,7 @@ from medusa_core.calibration import Calibration
 from medusa_core.config import SpeculationMode, SpeculationParams
 from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState, MedusaDrafter, StaticTrees
 from medusa_core.errors import InvalidParameter
+from medusa_core.heads import DraftHeads
 from tests.cast import CPU, MockBackbone, make_engine, random_heads, run
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 2)
@@ -38,6 +39,15 @@ def test_the_shape_is_the_calibrations_whatever_the_heads_say() -> None:
 
 def test_a_request_gets_no_larger_tree_than_there_is_room_for() -> None:
     assert drafter("static", max_nodes=99).num_nodes == 4
+
+
+def test_a_vocabulary_that_was_cut_leaves_out_the_guesses_it_has_no_room_for() -> None:
+    cut = DraftHeads.from_base(torch.randn(23, 16), 2, token_ids=torch.tensor([3, 7])).requires_grad_(False)
+    others = DrafterSource(cut, torch.ones(2), 4, 8, True, CPU)
+    calibration = Calibration(((0.5, 0.3, 0.1), (0.01, 0.0, 0.0)), (9, 9), (1.0, 1.0))
+    found = StaticTrees(cut, torch.ones(2), calibration, 4, True, others).get(Asked(SpeculationParams(), (), 1, False))
+
+    assert shape(found) == [(0, 0), (0, 1), (0, 1)]
 
 
 def test_heads_that_were_never_right_leave_plain_decoding() -> None:
