@@ -140,9 +140,10 @@ def _hidden(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _tells_packed_examples_apart(model: Any) -> bool:
-    """Whether two examples in one row come out as each of them does alone."""
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=model.device)
-    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    """Whether two examples in one row come out as each of them does alone; asked of two rows, as kernels may differ."""
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 2, device=model.device)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 1, 3, 5, 7, 2]], device=model.device)
+    tokens = tokens % model.get_input_embeddings().weight.shape[0]
     packed = _hidden(model, tokens, positions).float()
     alone = torch.cat([_hidden(model, part, torch.arange(part.shape[1], device=model.device)[None]).float()
                        for part in tokens.split([3, 4], dim=1)], dim=1)  # fmt: skip
