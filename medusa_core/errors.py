@@ -173,9 +173,9 @@ class QualityLost(MedusaError):
 
     def __init__(self, change_percent: float, limit_percent: float) -> None:
         super().__init__(
-            f"held-out perplexity rose by {change_percent:.2f} %, at most {limit_percent:g} % are allowed, so nothing "
-            "is written; lower the learning rate or the heads' weight, or raise --max-perplexity-percent and start the "
-            "same command again: the trained state is kept"
+            f"held-out perplexity changed by {change_percent:+.2f} %, at most {limit_percent:+g} % are allowed, so "
+            "nothing is written; lower the learning rate or the heads' weight, or raise --max-perplexity-percent and "
+            "start the same command again: the trained state is kept"
         )
 
 
