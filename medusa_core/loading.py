@@ -196,8 +196,13 @@ def rope_settings(config: Any) -> list[dict[str, Any]]:
 
 
 def default_context(config: Any) -> int:
-    """Cache rows when nobody asks for a number: the model's positions, up to a limit."""
-    positions: int = config.max_position_embeddings
+    """Cache rows when nobody asks for a number: the model's positions, up to a limit.
+
+    Raises UnsupportedModel for a family that has no last position, bloom and others with ALiBi.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise UnsupportedModel(config.model_type, "it counts no positions (max_position_embeddings)")
     return min(positions, _MAX_DEFAULT_CONTEXT)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from medusa_core.config import EngineConfig
 from medusa_core.engine import Engine
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
-from medusa_core.loading import choose_device, choose_dtype, fix_longrope, load_backbone
+from medusa_core.loading import choose_device, choose_dtype, default_context, fix_longrope, load_backbone
 from tests.cast import CPU, TINY, make_engine, run, tiny_model
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -50,6 +50,11 @@ def test_rope_that_changes_with_the_length_is_refused_by_name(tmp_path: Path) ->
 
     with pytest.raises(UnsupportedModel, match=r"llama.*dynamic"):
         load_backbone(model, CPU, None, 64)
+
+
+def test_a_family_without_a_last_position_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match="'bloom'"):
+        default_context(AutoConfig.for_model("bloom"))
 
 
 def test_a_context_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
