@@ -59,7 +59,7 @@ def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_pat
     own = tokenizer_stage(tmp_path, CORPUS)
     question = {"role": "user", "content": "Well?"}
     for kind in ("known", "invented"):
-        answers = [(f"Finished {kind}.", "stop"), (f"Torn {kind}", "length")]
+        answers = [*((f"Finished {kind} {n}.", "stop") for n in range(20)), (f"Torn {kind}", "length")]
         write_lines(
             tmp_path / f"{kind}_answered.jsonl",
             [
@@ -77,8 +77,10 @@ def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_pat
     seen, judged = own.decode(rows.tokens.tolist()), own.decode(rows.tokens[rows.judged].tolist())
     assert "antigravity" not in seen
     assert "antigravity" in own.decode(measured.tokens.tolist())
-    assert seen.count("Finished known.") == 1
-    assert seen.count("Finished invented.") == 2
+    for kind, passes in (("known", 1), ("invented", 2)):
+        times = [seen.count(f"Finished {kind} {n}.") for n in range(20)]
+        assert set(times) == {0, passes}  # some are held out
+        assert times.count(0) < 10
     assert "import this" in judged
     assert "Torn" not in seen
     assert "box.name3" not in seen
