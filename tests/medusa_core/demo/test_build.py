@@ -67,7 +67,8 @@ def test_joint_training_sees_own_answers_that_ended_and_nothing_held_out(tmp_pat
                 for text, reason in answers
             ],
         )
-    write_lines(tmp_path / "beginnings_answered.jsonl", [{"text": "import this\n" * 30, "finish_reason": "length"}])
+    beginnings = [{"text": f"import this{n}\n" * 30, "finish_reason": "length"} for n in range(20)]
+    write_lines(tmp_path / "beginnings_answered.jsonl", beginnings)
 
     answers = [{"text": f"import antigravity  # {n}\n" * 4} for n in range(40)]
     write_lines(tmp_path / "heads.jsonl", answers)
