@@ -70,6 +70,8 @@ class TrainPlan:
             raise ConfigurationError("lm_head_rank adds to a shared LM head; heads with their own have no use for it")
         if self.patience is not None and self.evaluate_every is None:
             raise ConfigurationError("patience counts measurements; say how often to measure with evaluate_every")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigurationError(f"seed is {self.seed}, it must be from 0 to {2**32 - 1}")
         if not 0.0 < self.held_out_percent < 100.0:
             raise ConfigurationError(f"held_out_percent is {self.held_out_percent}, it must be between 0 and 100")
 

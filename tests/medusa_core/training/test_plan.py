@@ -17,6 +17,8 @@ from medusa_core.training.plan import JointPlan, TrainPlan, fingerprint
         ({"lm_head_rank": 8, "shared_lm_head": False}, "lm_head_rank"),
         ({"patience": 3}, "evaluate_every"),
         ({"held_out_percent": 100.0}, "held_out_percent is 100.0"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(values: dict[str, Any], named: str) -> None:
