@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 serve: setup  ## the demo model on 127.0.0.1:8000
 	$(BIN)/medusa serve
 
+# One process a core, each computing with one thread; a file's tests stay together, for the server they may share.
 test: setup  ## the whole test suite
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
 	$(CLIENTS)/pytest tests/clients
