@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 class LoopPlan:
     """How a run proceeds.
 
+    save_every:     steps between states on disk; one is also written when the last is `save_after_s` seconds old, where
+                    that is given.
     evaluate_every: steps between measurements of the recipe; None measures at the end only.
     patience:       measurements without a better held-out loss after which the run ends; None runs to the last step.
     """
@@ -46,6 +48,7 @@ class LoopPlan:
     save_every: int
     evaluate_every: int | None
     patience: int | None
+    save_after_s: float | None = None
 
 
 class Recipe(Protocol):
@@ -104,6 +107,7 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
             f"{str(folder)!r} is not the same in every process; name a folder on a disk that all of them share"
         )
     log = _Log(folder / LOG, progress.step, is_kept=workers.rank == 0)
+    saved_at = time.monotonic()
     with progress_bar(plan.title, plan.steps, progress.step, "step", is_shown=workers.rank == 0) as bar:
         while progress.step < plan.steps and not progress.has_ended:
             started, share = time.monotonic(), recipe.rate(progress.step)
@@ -127,8 +131,11 @@ def fit(recipe: Recipe, plan: LoopPlan, folder: Path, run: str, workers: Workers
                 measured = recipe.evaluate()
                 log.write({"step": progress.step, "evaluation": _rounded(measured)})
                 _judge(progress, measured, recipe, plan.patience, workers)
-            if workers.rank == 0 and (_is_due(progress.step, plan.save_every, plan.steps) or progress.has_ended):
+            is_old = plan.save_after_s is not None and time.monotonic() - saved_at >= plan.save_after_s
+            is_due = is_old or progress.has_ended or _is_due(progress.step, plan.save_every, plan.steps)
+            if workers.rank == 0 and is_due:
                 _save(recipe, progress, folder, run)
+                saved_at = time.monotonic()
     if plan.patience is not None and progress.best and progress.best_step < progress.step:
         _log.info("taking the parameters of step %d, the best on held-out text", progress.best_step)
         for name, module in recipe.modules().items():

@@ -13,7 +13,7 @@ __all__ = ["JointPlan", "TrainPlan", "fingerprint", "rows_with_logits"]
 MOST_LOGITS = 2**28
 
 # What may be another when a run goes on: it decides what is kept and written, not what is learnt.
-_INDIFFERENT = frozenset({"save_every", "rows_per_chunk", "compile", "max_perplexity_percent", "merge"})
+_INDIFFERENT = frozenset({"save_every", "save_after_s", "rows_per_chunk", "compile", "max_perplexity_percent", "merge"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class TrainPlan:
     passes_per_step:  passes whose gradients make one optimiser step, over all processes together.
     held_out_percent: share of the examples that only measure.
     rows_per_chunk:   positions with logits in memory at a time, at most; see `chunk_rows`.
+    save_every:       steps between states on disk; one is also written when the last is `save_after_s` old.
     evaluate_every:   steps between measurements on the held-out share; None measures at the end.
     patience:         measurements without progress after which the run ends; None never ends it early.
     compile:          compile the loss; needs a C++ compiler, or Triton on a GPU.
@@ -52,6 +53,7 @@ class TrainPlan:
     held_out_percent: float = 2.0
     rows_per_chunk: int = 2048
     save_every: int = 200
+    save_after_s: float = 300.0
     evaluate_every: int | None = None
     patience: int | None = None
     compile: bool = False

@@ -231,7 +231,9 @@ def _rows(base: FrozenBase, data: Path, plan: TrainPlan) -> _Data:
 
 
 def _loop(plan: TrainPlan, title: str, steps: int) -> LoopPlan:
-    return LoopPlan(title, steps, plan.gradient_norm, plan.save_every, plan.evaluate_every, plan.patience)
+    return LoopPlan(
+        title, steps, plan.gradient_norm, plan.save_every, plan.evaluate_every, plan.patience, plan.save_after_s
+    )
 
 
 def _adapter(base: FrozenBase, joint: JointPlan, seed: int) -> Adapter | None:

@@ -69,6 +69,15 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does_and_leaves_the_same_log
     assert logs[0] == logs[1]
 
 
+def test_where_steps_are_slow_the_state_is_saved_by_the_clock(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        fit(Line(dies_at=3), replace(PLAN, save_every=1000, save_after_s=0.0), tmp_path / "a", "run", ALONE)
+    with pytest.raises(Killed):
+        fit(Line(dies_at=3), replace(PLAN, save_every=1000, save_after_s=3600.0), tmp_path / "b", "run", ALONE)
+
+    assert (steps_done(tmp_path / "a"), steps_done(tmp_path / "b")) == (3, 0)
+
+
 def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     fit(Line(), PLAN, tmp_path, "run", ALONE)
     again = Line(dies_at=0)
