@@ -97,12 +97,15 @@ def trained(work: Path, name: str, data: Path, plan: TrainPlan, joint: JointPlan
     if found.exists():
         done: dict[str, Any] = json.loads(found.read_text())
         return done
+    # of a run that goes on, the seconds are those since then
+    resumed = sorted(stage.name for stage in (out / "run").glob("*"))
     started = time.process_time()
     result = train(BaseOptions("demo", device), data, out, plan, joint)
     assert result is not None, "one process leads itself"
     report = result.report.as_json()
     document = {
         "core_seconds": round(time.process_time() - started, 1),
+        "stages_resumed": resumed,
         "steps": report["steps"],
         "trained_tokens": report["data"]["tokens"] * plan.epochs,
         "learning_rate": plan.learning_rate,
