@@ -83,17 +83,16 @@ def loss_curves(
     heads = len(next(iter([*trained.values(), *held_out.values()]), ()))
     for head in range(heads):
         colour = COLOURS[head % len(COLOURS)]
+        # the last value stands in the legend: beside the points those of late heads would cover each other
+        last = f", held out {held_out[marked[-1]][head]:.2f}" if marked else ""
+        axes.plot([], [], color=colour, linewidth=1.6, label=f"head {head + 1}{last}")
         if steps:
             own = [trained[step][head] for step in steps]
             axes.plot(steps, own, color=colour, linewidth=0.6, alpha=0.25)
-            axes.plot(steps, _smoothed(own), color=colour, linewidth=1.6, label=f"head {head + 1}")
+            axes.plot(steps, _smoothed(own), color=colour, linewidth=1.6)
         if marked:
             values = [held_out[step][head] for step in marked]
-            label = f"head {head + 1}" if not steps else None
-            axes.plot(
-                marked, values, color=colour, linewidth=1.0, linestyle="--", marker="o", markersize=4, label=label
-            )
-            _note(axes, marked[-1], values[-1], f"{values[-1]:.2f}", colour)
+            axes.plot(marked, values, color=colour, linewidth=1.0, linestyle="--", marker="o", markersize=4)
     if steps and marked:
         axes.plot([], [], color=INK, linewidth=1.6, label="training batches")
         axes.plot([], [], color=INK, linewidth=1.0, linestyle="--", marker="o", markersize=4, label="held out")
