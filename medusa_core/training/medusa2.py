@@ -57,6 +57,8 @@ class JointRecipe:
         self._plan, self._joint, self._workers = plan, joint, workers
         self._trained, self._held_out = trained, held_out
         self.steps = plan.steps(len(trained), joint.epochs)
+        # behind a first stage the rows come in orders that the heads have not seen them in
+        self._steps_before = plan.steps(len(trained), plan.epochs) if joint.two_stages else 0
         own = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
         self._optimizer = adam(
             [
@@ -85,7 +87,7 @@ class JointRecipe:
     def accumulate(self, step: int) -> Mapping[str, float | list[float]]:
         """See Recipe.accumulate."""
         plan, num_heads = self._plan, self._heads.config.num_heads
-        parts = self._trained.batch(step, plan.rows_per_step).split(plan.rows_per_pass)
+        parts = self._trained.batch(self._steps_before + step, plan.rows_per_step).split(plan.rows_per_pass)
         mine = range(self._workers.rank, len(parts), self._workers.count)
         asked = {index: self._ask(parts[index]) for index in mine}
         counted = torch.zeros(num_heads + 1, dtype=torch.long, device=self._base.device)

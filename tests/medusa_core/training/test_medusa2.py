@@ -13,15 +13,21 @@ from medusa_core.training.base import FrozenBase
 from medusa_core.training.loop import LoopPlan, fit, read_log
 from medusa_core.training.loss import IGNORED, head_loss, next_labels
 from medusa_core.training.medusa2 import JointRecipe, mean_nats, own_nats
+from medusa_core.training.packing import Batch, PackedRows
 from medusa_core.training.plan import JointPlan, TrainPlan
 from medusa_core.training.workers import Alone
 from tests.medusa_core.training.cast import alone, base, counting, packed
 
 CPU = torch.device("cpu")
 PLAN = TrainPlan(num_heads=2, rows_per_pass=2, passes_per_step=2, warmup_steps=2, max_length=32, shared_lm_head=False)
-JOINT = JointPlan(adapter_rank=4, adapter_dropout=0.0, epochs=10, learning_rate=5e-3, heads_weight=0.5)
+JOINT = JointPlan(
+    two_stages=False, adapter_rank=4, adapter_dropout=0.0, epochs=10, learning_rate=5e-3, heads_weight=0.5
+)
 ON_DATA = replace(JOINT, self_distilled=False)
 WHOLE_BASE = replace(ON_DATA, adapter_rank=None)
+
+
+ROWS = packed(*counting(), length=PLAN.max_length)
 
 
 def cast(
@@ -132,6 +138,25 @@ def test_divergence_is_nothing_from_itself_and_counts_judged_rows_only() -> None
     p, q = other.softmax(-1), logits.softmax(-1)
     expected = float((p[[0, 2]] * (p[[0, 2]] / q[[0, 2]]).log()).sum())
     assert float(own_nats(logits, labels, other)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("two_stages", "first"), [(True, 5), (False, 0)])
+def test_a_second_stage_goes_on_through_the_rows_where_the_first_one_ended(two_stages: bool, first: int) -> None:
+    asked: list[int] = []
+
+    class Watched(PackedRows):
+        def batch(self, step: int, rows: int) -> Batch:
+            asked.append(step)
+            return super().batch(step, rows)
+
+    own, heads, _ = cast()
+    rows = Watched(**{name: getattr(ROWS, name) for name in PackedRows.__dataclass_fields__})
+    joint = replace(WHOLE_BASE, two_stages=two_stages)
+    recipe = JointRecipe(own, None, heads, rows, rows, replace(PLAN, epochs=2), joint, Alone(CPU))
+
+    recipe.accumulate(0)
+
+    assert asked == [first]
 
 
 def test_the_ramp_is_a_quarter_of_a_sine() -> None:
