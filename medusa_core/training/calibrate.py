@@ -9,13 +9,12 @@ from torch import Tensor
 from medusa_core.calibration import Calibration
 from medusa_core.heads import DraftHeads
 from medusa_core.training.base import FrozenBase
-from medusa_core.training.loss import IGNORED, chunks
+from medusa_core.training.loss import IGNORED
 from medusa_core.training.packing import Batch
 from medusa_core.training.plan import rows_with_logits
-from medusa_core.training.precision import mixed_precision
-from medusa_core.training.scores import COUNTED_RANKS, judged_rows, over_all_tokens, rank_counts
+from medusa_core.training.scores import HeadScores, score_heads
 
-__all__ = ["best_temperature", "calibrate_heads"]
+__all__ = ["best_temperature", "calibrate_heads", "measure_heads"]
 
 # Logits kept per head for fitting its temperature: 256 MB in float32.
 KEPT_LOGITS = 2**26
@@ -25,37 +24,38 @@ LOG_TEMPERATURES = (math.log(0.25), math.log(4.0))
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-@torch.no_grad()
 def calibrate_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch]) -> Calibration:
     """Accuracy per head and rank, each divided by its own count, and a temperature per head."""
-    config = heads.config
-    counts = torch.zeros(config.num_heads, COUNTED_RANKS + 1, dtype=torch.long)  # the last column: further down
-    kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(config.num_heads)]
-    room = [KEPT_LOGITS // base.vocab_size] * config.num_heads
-    size = min(ROWS_PER_CHUNK, rows_with_logits(config.num_heads, base.vocab_size))
-    for batch in batches:
-        with mixed_precision(base.device):
-            judged, asked = judged_rows(base, batch, config.num_heads)
-        for rows, labels in chunks(judged, asked, size):
-            with mixed_precision(base.device):
-                logits = heads(rows.to(heads.weight.dtype)).float()
-            logits = over_all_tokens(heads, logits, base.vocab_size)  # [K, R, V]
-            counts += rank_counts(logits, labels, COUNTED_RANKS).cpu()
-            for head, (own, wanted) in enumerate(zip(logits, labels, strict=True)):
-                reachable = own.gather(1, wanted.clamp(min=0)[:, None])[:, 0].isfinite() & (wanted != IGNORED)
-                chosen = reachable.nonzero()[:, 0][: room[head]]
-                kept[head].append((own[chosen].cpu(), wanted[chosen].cpu()))
-                room[head] -= len(chosen)
-    samples = counts.sum(dim=1)
-    shares = counts[:, :COUNTED_RANKS] / samples.clamp(min=1)[:, None]
-    return Calibration(
-        accuracies=tuple(tuple(row) for row in shares.tolist()),
-        samples=tuple(samples.tolist()),
-        temperatures=tuple(
+    return measure_heads(base, heads, batches)[1]
+
+
+def measure_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch]) -> tuple[HeadScores, Calibration]:
+    """Scores and calibration from one pass over the batches."""
+    kept = _Kept(heads.config.num_heads, KEPT_LOGITS // base.vocab_size)
+    size = min(ROWS_PER_CHUNK, rows_with_logits(heads.config.num_heads, base.vocab_size))
+    scores = score_heads(base, heads, batches, size, kept.keep)
+    return scores, Calibration(scores.accuracies, scores.samples, kept.temperatures())
+
+
+class _Kept:
+    """Logits of each head with the tokens that it should have said, as far as there is room."""
+
+    def __init__(self, num_heads: int, room: int) -> None:
+        self._parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_heads)]
+        self._room = [room] * num_heads
+
+    def keep(self, logits: Tensor, labels: Tensor) -> None:
+        for head, (own, wanted) in enumerate(zip(logits, labels, strict=True)):
+            reachable = own.gather(1, wanted.clamp(min=0)[:, None])[:, 0].isfinite() & (wanted != IGNORED)
+            chosen = reachable.nonzero()[:, 0][: self._room[head]]
+            self._parts[head].append((own[chosen].cpu(), wanted[chosen].cpu()))
+            self._room[head] -= len(chosen)
+
+    def temperatures(self) -> tuple[float, ...]:
+        return tuple(
             best_temperature(torch.cat([own for own, _ in parts]), torch.cat([wanted for _, wanted in parts]))
-            for parts in kept
-        ),
-    )
+            for parts in self._parts
+        )
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:

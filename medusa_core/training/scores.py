@@ -1,6 +1,6 @@
 """How good heads are on text they were not trained on: loss, accuracy per rank, tokens per step to expect."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +46,17 @@ class HeadScores:
 
 
 @torch.no_grad()
-def score_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch], rows_per_chunk: int) -> HeadScores:
-    """Measure heads on whole batches, `rows_per_chunk` rows of logits in memory at a time."""
+def score_heads(
+    base: FrozenBase,
+    heads: DraftHeads,
+    batches: Iterable[Batch],
+    rows_per_chunk: int,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+) -> HeadScores:
+    """Measure heads on whole batches, `rows_per_chunk` rows of logits in memory at a time.
+
+    look: is shown each chunk's logits [K, R, V] and labels [K, R] on the way; None where nobody looks.
+    """
     num_heads = heads.config.num_heads
     counts = torch.zeros(num_heads, COUNTED_RANKS + 1, dtype=torch.long)
     nats = torch.zeros(num_heads, dtype=torch.float64)
@@ -56,7 +65,9 @@ def score_heads(base: FrozenBase, heads: DraftHeads, batches: Iterable[Batch], r
             rows, labels = judged_rows(base, batch, num_heads)
             for part, wanted in chunks(rows, labels, rows_per_chunk):
                 logits = over_all_tokens(heads, heads(part.to(heads.weight.dtype)).float(), base.vocab_size)
-                counts += rank_counts(logits, wanted, COUNTED_RANKS).cpu()
+                counts += rank_counts(logits, wanted, COUNTED_RANKS).cpu()  # the last column: further down
+                if look is not None:
+                    look(logits, wanted)
                 lost = torch.nn.functional.cross_entropy(
                     logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
                 )

@@ -27,7 +27,7 @@ from medusa_core.heads import DraftHeads
 from medusa_core.loading import read_config
 from medusa_core.training.adapter import Adapter
 from medusa_core.training.base import FrozenBase
-from medusa_core.training.calibrate import calibrate_heads
+from medusa_core.training.calibrate import measure_heads
 from medusa_core.training.encoding import Example, read_examples
 from medusa_core.training.loop import LoopPlan, fit, read_log
 from medusa_core.training.loss import IGNORED, head_labels
@@ -167,8 +167,7 @@ def _train(
         run, folder = fingerprint(joint, *facts), out / RUN / JOINT_STAGE
         perplexity = _train_jointly(base, adapter, heads, rows, plan, joint, folder, run, workers)
     heads.eval().requires_grad_(False)
-    scores = recipe.scores()
-    calibration = calibrate_heads(base, heads, rows.held_out.in_order(plan.rows_per_pass))
+    scores, calibration = measure_heads(base, heads, rows.held_out.in_order(plan.rows_per_pass))
     served_with, folder = options.model, out
     if workers.rank == 0:
         served_with, folder = _write(base, adapter, heads, calibration, joint, out)
