@@ -17,10 +17,11 @@ from medusa_core.calibration import Calibration
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import Prefilled, logprobs_of, prefill
-from medusa_core.drafters import Asked, Drafters, DraftState
+from medusa_core.drafters import Asked, Drafters, DraftState, Paced
 from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
+from medusa_core.pacing import FixedPace, Pace
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
@@ -160,7 +161,7 @@ class Engine:
         self.check(request)
         prompt, cache = request.prompt, self._cache
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
-        sampler = Sampler(replace(request.sampling, seed=seed), self._backbone.device)
+        sampler = Sampler.of_request(replace(request.sampling, seed=seed), self._backbone.device)
         output = _Output(request, self.info)
         adjustments = Adjustments.of_request(
             request.sampling, prompt, output.stops, self.info.vocab_size, self._backbone.device
@@ -168,7 +169,8 @@ class Engine:
         rule = make_rule(sampler, request.speculation)
         constraint = self._constraint(request.grammar)
         asked = Asked(request.speculation, request.prediction, len(prompt), constraint is not None)
-        plan = DecodePlan(self._drafters.get(asked), adjustments, rule, constraint, request.top_logprobs)
+        drafting = Paced(self._drafters, asked, self._pace(request))
+        plan = DecodePlan(drafting, adjustments, rule, constraint, request.top_logprobs)
 
         started = time.perf_counter()
         scored = request.top_logprobs if request.score_prompt else None
@@ -186,7 +188,7 @@ class Engine:
         if request.top_logprobs is not None:
             logprobs = to_host(logprobs_of(computed.last.logits, root, request.top_logprobs))
         scores = tuple(score for part in computed.scores for score in to_host(part)) if scored is not None else None
-        first = StepResult(root.tolist(), {}, [], [], logprobs, {})
+        first = StepResult(root.tolist(), {}, [], 1, [], [], logprobs, {})
         if constraint is not None:
             constraint.advance(first.tokens)
         now = time.perf_counter()
@@ -199,6 +201,7 @@ class Engine:
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
+            drafting.observe(result.num_nodes, result.path)
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
             step = StepStats(
@@ -209,6 +212,11 @@ class Engine:
                 phases=result.phases,
             )
             yield output.emit(result, None, step)
+
+    def _pace(self, request: GenerationRequest) -> Pace:
+        """How large the trees of a request are."""
+        wanted = request.speculation.max_nodes
+        return FixedPace(wanted if wanted is not None else self.info.tree_nodes)
 
     def _constraint(self, grammar: str | None) -> Constraint | None:
         """The start of a walk through a grammar; raises InvalidParameter for one that cannot be used."""

@@ -25,7 +25,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"drafters", "loading", "self_test"},
         {"backbone", "acceptance"},
         {"checkpoints"},
-        {"adjustments", "kv_cache", "heads", "node_choice", "pictures"},
+        {"adjustments", "kv_cache", "heads", "node_choice", "pacing", "pictures"},
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},
         {"config", "chat_templates", "gbnf", "infill", "token_bytes", "tool_formats"},

@@ -4,6 +4,7 @@ from medusa_core.drafters.drafter import Drafter, DraftState, Grammatical
 from medusa_core.drafters.grammar import forced_branch
 from medusa_core.drafters.medusa import MedusaDrafter
 from medusa_core.drafters.merged import MergedDrafter
+from medusa_core.drafters.paced import Paced
 from medusa_core.drafters.plain import RootOnly
 from medusa_core.drafters.prediction import PredictionBranch
 from medusa_core.drafters.prompt_lookup import PromptLookup
@@ -19,6 +20,7 @@ __all__ = [
     "Grammatical",
     "MedusaDrafter",
     "MergedDrafter",
+    "Paced",
     "PredictionBranch",
     "PromptLookup",
     "RootOnly",

@@ -2,6 +2,6 @@
 
 from medusa_core.runners.eager import EagerRunner
 from medusa_core.runners.grammar import unpack_masks
-from medusa_core.runners.runner import DecodePlan, Runner, StepResult, TokenLogprobs, to_host
+from medusa_core.runners.runner import DecodePlan, Drafting, Runner, StepResult, TokenLogprobs, to_host
 
-__all__ = ["DecodePlan", "EagerRunner", "Runner", "StepResult", "TokenLogprobs", "to_host", "unpack_masks"]
+__all__ = ["DecodePlan", "Drafting", "EagerRunner", "Runner", "StepResult", "TokenLogprobs", "to_host", "unpack_masks"]

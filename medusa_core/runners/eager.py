@@ -27,17 +27,17 @@ class EagerRunner:
         """See Runner.steps."""
         constraint, device, vocab_size = plan.constraint, self._backbone.device, self._backbone.vocab_size
         while True:
-            phases = _Phases(device)
+            phases, drafter = _Phases(device), plan.drafting.next(past)
             if constraint is not None:
-                grammar = what_follows(constraint, plan.drafter.max_depth, vocab_size, device)
+                grammar = what_follows(constraint, drafter.max_depth, vocab_size, device)
                 state = replace(state, grammar=grammar)
                 phases.end("grammar")
-            tree = plan.drafter.draft(state)
+            tree = drafter.draft(state)
             phases.end("draft")
             # read before the forward pass is issued, so that a device need not finish that first
             drafted = host_tree(tree) if constraint is not None else None
             # the commit writes one block of max_depth + 1 rows behind the accepted ones
-            needed = past + max(plan.drafter.num_nodes, plan.drafter.max_depth + 1)
+            needed = past + max(drafter.num_nodes, drafter.max_depth + 1)
             visible_rows = min(self._cache.rows, bucket(needed))
             verified, allowed = verify(self._backbone, self._cache, tree, state.past, visible_rows), None
             phases.end("verify")

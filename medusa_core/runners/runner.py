@@ -15,7 +15,18 @@ from medusa_core.decoding import Logprobs
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.tree import SOURCES, CandidateTree
 
-__all__ = ["DecodePlan", "Runner", "StepResult", "TokenLogprobs", "step_result", "to_host"]
+__all__ = ["DecodePlan", "Drafting", "Runner", "StepResult", "TokenLogprobs", "step_result", "to_host"]
+
+
+class Drafting(Protocol):
+    """Who drafts for one request, step by step."""
+
+    def next(self, past: int) -> Drafter:
+        """The drafter of the step that is issued next, behind about `past` rows.
+
+        Asked once for every step. A runner that is a step ahead asks before the last result is known.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class DecodePlan:
     top_logprobs: report how likely each token was, with so many alternatives; None reports nothing.
     """
 
-    drafter: Drafter
+    drafting: Drafting
     adjustments: Adjustments
     rule: AcceptanceRule
     constraint: Constraint | None
@@ -52,6 +63,9 @@ class StepResult:
     tokens:   emitted tokens, accepted drafts then the bonus.
     drafted:  used nodes of the tree by who drafted them, root not counted.
     accepted: who drafted each accepted token.
+    num_nodes: N, slots of the verified tree, root included.
+    path:     the accepted nodes from the root's child down. Where nodes are ranked a tree's first n are the tree of n
+              nodes, so this also tells what every smaller tree would have brought.
     head_hits: whether each head's likeliest token was the one emitted at its depth, for the heads whose guess followed
                accepted tokens only.
     logprobs: one for each token, when the plan asks for them.
@@ -61,6 +75,8 @@ class StepResult:
     tokens: list[int]
     drafted: dict[str, int]
     accepted: list[str]
+    num_nodes: int
+    path: list[int]
     head_hits: list[bool]
     logprobs: list[TokenLogprobs] | None
     phases: dict[str, float]
@@ -81,6 +97,8 @@ def step_result(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | 
         tokens=tokens[:count],
         drafted=dict(drafted),
         accepted=[names[node] for node in path[1:count]],
+        num_nodes=tree.num_nodes,
+        path=path[1:count],
         head_hits=[guess == token for guess, token in zip(guessed, tokens[:count], strict=False)],
         logprobs=to_host(logprobs)[:count] if logprobs is not None else None,
         phases={},

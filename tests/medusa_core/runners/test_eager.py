@@ -6,11 +6,12 @@ from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
 from medusa_core.decoding import prefill
-from medusa_core.drafters import DraftState
+from medusa_core.drafters import Asked, DraftState, Paced
 from medusa_core.engine import never
+from medusa_core.pacing import FixedPace
 from medusa_core.runners import DecodePlan, EagerRunner
 from medusa_core.sampling import Sampler, SamplingParams
-from tests.cast import CPU, MockBackbone, Oracle, make_engine, run
+from tests.cast import CPU, Always, MockBackbone, Oracle, make_engine, run
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -22,10 +23,11 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
     computed = prefill(backbone, cache, PROMPT, 512, never, None)
     assert computed is not None
     sampling = SamplingParams(0.0, seed=0)
+    oracle = Oracle(plain, len(PROMPT), backbone.vocab_size)
     plan = DecodePlan(
-        Oracle(plain, len(PROMPT), backbone.vocab_size),
+        Paced(Always(oracle), Asked(SpeculationParams(), (), len(PROMPT), False), FixedPace(8)),
         Adjustments.of_request(sampling, PROMPT, (), backbone.vocab_size, CPU),
-        make_rule(Sampler(sampling, CPU), SpeculationParams()),
+        make_rule(Sampler.of_request(sampling, CPU), SpeculationParams()),
         constraint=None,
         top_logprobs=None,
     )

@@ -1,0 +1,32 @@
+"""How many nodes the tree of each step has."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+__all__ = ["FixedPace", "Pace"]
+
+
+class Pace(Protocol):
+    """Chooses the size of each step's tree in one request."""
+
+    def choose(self, past: int) -> int:
+        """N of the step that is issued next, root included, behind `past` rows."""
+        ...
+
+    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+        """Of a tree of so many ranked nodes these were accepted, root left out."""
+        ...
+
+
+class FixedPace:
+    """Every step's tree has one size."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+
+    def choose(self, past: int) -> int:
+        """See Pace.choose."""
+        return self._num_nodes
+
+    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+        """See Pace.observe; there is nothing to learn."""
