@@ -15,27 +15,64 @@ from torch import Tensor
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree
 
-__all__ = ["Adjustments"]
+__all__ = ["Adjustments", "EarlyEnd", "Penalties", "Repetition"]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What is subtracted for tokens of the answer.
+
+    presence:  [] float32, once.
+    frequency: [] float32, for each time.
+    unused:    [V] float32 zeros, the counts of an empty answer.
+    """
+
+    presence: Tensor
+    frequency: Tensor
+    unused: Tensor
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What divides positive and multiplies negative logits of tokens in the prompt or the answer.
+
+    factor:      [] float32.
+    prompt_seen: [V] bool, tokens of the prompt.
+    """
+
+    factor: Tensor
+    prompt_seen: Tensor
+
+
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Tokens that may not be drawn before the answer is long enough.
+
+    is_end:        [V] bool.
+    first_allowed: [] int64, absolute position from which on they may be drawn.
+    """
+
+    is_end: Tensor
+    first_allowed: Tensor
 
 
 @dataclass(frozen=True)
 class Adjustments:
-    """The adjustments of one request, on the device; None for each that it does not ask for.
+    """The adjustments of one request as data on the device; None for each that it does not ask for.
 
-    params:         whose penalties are applied.
-    prompt_seen:    [V] bool, tokens of the prompt, for the repetition penalty.
+    Which of them exist decides which operations run, their values do not: so a captured step serves every request
+    that asks for the same ones.
+
+    penalties:      presence and frequency penalty; also there, as zeros, beside a repetition penalty.
+    repetition:     the penalty and whom it meets.
     bias:           [V] float32.
-    ends:           [E] int64, tokens that would end the answer.
-    first_allowed:  absolute position from which on they may be drawn.
+    early_end:      which tokens would end the answer, and from where on they may.
     """
 
-    params: SamplingParams
-    prompt_seen: Tensor | None
+    penalties: Penalties | None
+    repetition: Repetition | None
     bias: Tensor | None
-    ends: Tensor | None
-    first_allowed: int
-    vocab_size: int
-    device: torch.device
+    early_end: EarlyEnd | None
 
     @classmethod
     def of_request(
@@ -47,23 +84,27 @@ class Adjustments:
         device: torch.device,
     ) -> Self:
         """What `params` ask for behind this prompt; `ends` are the tokens that end the answer."""
-        prompt_seen = bias = None
+        penalties = repetition = bias = early_end = None
         if params.repetition_penalty != 1.0:
-            prompt_seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            prompt_seen[torch.tensor(prompt, dtype=torch.long, device=device)] = True
+            factor = torch.tensor(params.repetition_penalty, dtype=torch.float32, device=device)
+            repetition = Repetition(factor, _marked(prompt, vocab_size, device))
+        if repetition is not None or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+            presence, frequency = torch.tensor(
+                [params.presence_penalty, params.frequency_penalty], dtype=torch.float32, device=device
+            )
+            penalties = Penalties(presence, frequency, torch.zeros(vocab_size, device=device))
         if params.logit_bias:
             tokens, values = zip(*params.logit_bias, strict=True)
             bias = torch.zeros(vocab_size, device=device)
             bias[torch.tensor(tokens, device=device)] = torch.tensor(values, dtype=torch.float32, device=device)
-        banned = torch.tensor(sorted(ends), dtype=torch.long, device=device) if params.min_tokens > 0 and ends else None
-        return cls(params, prompt_seen, bias, banned, len(prompt) + params.min_tokens, vocab_size, device)
+        if params.min_tokens > 0 and ends:
+            first_allowed = torch.tensor(len(prompt) + params.min_tokens, device=device)
+            early_end = EarlyEnd(_marked(ends, vocab_size, device), first_allowed)
+        return cls(penalties, repetition, bias, early_end)
 
     def start(self) -> Tensor | None:
         """How often each token stands in the empty answer, [V] float32; None when no penalty asks for it."""
-        has_penalty = self.params.presence_penalty != 0.0 or self.params.frequency_penalty != 0.0
-        if not has_penalty and self.prompt_seen is None:
-            return None
-        return torch.zeros(self.vocab_size, device=self.device)
+        return self.penalties.unused if self.penalties is not None else None
 
     def count(self, counts: Tensor | None, tokens: Tensor, emitted: Tensor) -> Tensor | None:
         """The counts after a step.
@@ -88,27 +129,34 @@ class Adjustments:
 
         Returns [N, V]; unchanged, not even copied, when nothing was asked for.
         """
-        if counts is not None:
-            logits = self._penalise(logits.float(), _along_paths(tree, counts))
+        if self.penalties is not None and counts is not None:
+            logits = self._penalise(logits.float(), _along_paths(tree, counts), self.penalties)
         if self.bias is not None:
             logits = logits.float() + self.bias
-        if self.ends is not None:
-            is_early = past + 1 + tree.depth < self.first_allowed  # [N]
+        if self.early_end is not None:
+            is_end = self.early_end.is_end
+            is_early = past + 1 + tree.depth < self.early_end.first_allowed  # [N]
             if allowed is not None:
                 # a complete grammar allows an end and nothing else, and something must be drawn
-                is_early = is_early & allowed.index_fill(1, self.ends, False).any(dim=1)
-            columns = logits.index_select(1, self.ends)
-            logits = logits.index_copy(1, self.ends, columns.masked_fill(is_early[:, None], -math.inf))
+                is_early = is_early & (allowed & ~is_end).any(dim=1)
+            logits = logits.masked_fill(is_early[:, None] & is_end, -math.inf)
         return logits if allowed is None else logits.float().masked_fill(~allowed, -math.inf)
 
-    def _penalise(self, logits: Tensor, counts: Tensor) -> Tensor:
+    def _penalise(self, logits: Tensor, counts: Tensor, penalties: Penalties) -> Tensor:
         """Logits [N, V] less the penalties for counts [N, V]."""
-        params, is_present = self.params, counts > 0
-        if self.prompt_seen is not None:
-            factor = params.repetition_penalty
+        is_present = counts > 0
+        if self.repetition is not None:
+            factor = self.repetition.factor
             repeated = torch.where(logits > 0, logits / factor, logits * factor)
-            logits = torch.where(is_present | self.prompt_seen, repeated, logits)
-        return logits - params.presence_penalty * is_present - params.frequency_penalty * counts
+            logits = torch.where(is_present | self.repetition.prompt_seen, repeated, logits)
+        return logits - penalties.presence * is_present - penalties.frequency * counts
+
+
+def _marked(tokens: Collection[int], vocab_size: int, device: torch.device) -> Tensor:
+    """Which tokens are among these, [V] bool."""
+    marked = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    marked[torch.tensor(sorted(set(tokens)), dtype=torch.long, device=device)] = True
+    return marked
 
 
 def _along_paths(tree: CandidateTree, counts: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ exact at any temperature (Gumbel-max sampling; DESIGN section 4).
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from medusa_core.errors import InvalidParameter
 
 __all__ = [
+    "Filters",
     "Sampler",
     "SamplingParams",
     "gumbel_noise",
@@ -35,6 +37,8 @@ _RANGES = {
 _COLDEST = 1e-5
 # Below this a penalty is a ban of everything else; far below, logits overflow.
 _LEAST_REPETITION_PENALTY = 0.01
+# Likeliest tokens that are looked at for any smaller top_k.
+_LEAST_TOP_K_BOUND = 64
 _MASK = 0xFFFFFFFF
 # The two multipliers of a full-avalanche 32-bit integer hash (xor-shift-multiply, three rounds of shifts).
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
@@ -137,43 +141,96 @@ def gumbel_noise(key: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log1p(-uniform_tail(hashed)))
 
 
-def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+@dataclass(frozen=True)
+class Filters:
+    """Temperature and filters of one request as data on the device; None for each that it does not ask for.
+
+    Which of them exist decides which operations run, their values do not: so a captured step serves every request
+    that asks for the same ones.
+
+    temperature: [] float32; None is argmax.
+    top_k:       [] int64; k stands for the k likeliest of `top_k_bound`, which is known on the host.
+    top_p:       [] float32.
+    min_p:       [] float32, the logarithm.
+    """
+
+    temperature: Tensor | None
+    top_k: Tensor | None
+    top_k_bound: int
+    top_p: Tensor | None
+    min_p: Tensor | None
+
+    @classmethod
+    def of_request(cls, params: SamplingParams, device: torch.device) -> Self:
+        """What `params` ask for."""
+
+        def number(value: float) -> Tensor:
+            return torch.tensor(value, dtype=torch.float32, device=device)
+
+        if params.temperature == 0.0:
+            return cls(None, None, 0, None, None)
+        top_k = params.top_k
+        return cls(
+            temperature=number(max(params.temperature, _COLDEST)),
+            top_k=torch.tensor(top_k, device=device) if top_k is not None else None,
+            # few sizes, so that few steps have to be captured
+            top_k_bound=max(_LEAST_TOP_K_BOUND, 1 << (top_k - 1).bit_length()) if top_k is not None else 0,
+            top_p=number(max(params.top_p, torch.finfo(torch.float32).tiny)) if params.top_p < 1.0 else None,
+            min_p=number(math.log(params.min_p)) if params.min_p > 0.0 else None,
+        )
+
+
+def process_logits(logits: Tensor, filters: Filters) -> Tensor:
     """Temperature and filters: the distribution a token is drawn from, as unnormalised float32 logits.
 
     logits: [..., V]; forbidden tokens come back as -inf. At temperature 0 the logits are only made float32.
     """
     logits = logits.float()
-    if params.temperature == 0.0:
+    if filters.temperature is None:
         return logits
-    logits = logits / max(params.temperature, _COLDEST)
-    vocab_size = logits.shape[-1]
-    if params.top_k is not None and params.top_k < vocab_size:
-        threshold = logits.topk(params.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < threshold, -math.inf)
-    if params.top_p < 1.0:
+    logits = logits / filters.temperature
+    if filters.top_k is not None:
+        likeliest = logits.topk(min(filters.top_k_bound, logits.shape[-1]), dim=-1).values
+        last = (filters.top_k - 1).clamp(max=likeliest.shape[-1] - 1)
+        # an index of one entry: one of no dimension would be read by the host
+        logits = logits.masked_fill(logits < likeliest.index_select(-1, last.reshape(1)), -math.inf)
+    if filters.top_p is not None:
         # stable: ties keep the order of token ids, so the kept set does not depend on the number of rows
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(dim=-1)
         # a token stays while the mass before it is below top_p, so the likeliest one always stays
-        surplus = (probabilities.cumsum(dim=-1) - probabilities) >= max(params.top_p, torch.finfo(torch.float32).tiny)
+        surplus = (probabilities.cumsum(dim=-1) - probabilities) >= filters.top_p
         logits = logits.masked_fill(torch.zeros_like(surplus).scatter(-1, order, surplus), -math.inf)
-    if params.min_p > 0.0:
-        threshold = logits.amax(dim=-1, keepdim=True) + math.log(params.min_p)
+    if filters.min_p is not None:
+        threshold = logits.amax(dim=-1, keepdim=True) + filters.min_p
         logits = logits.masked_fill(logits < threshold, -math.inf)
     return logits
 
 
+@dataclass(frozen=True)
 class Sampler:
     """Draws the token of each position for one request; the same draw for every row at a position.
 
-    Holds the request's parameters and its noise key on the device. `params.seed` must be set.
+    key:     [] int64, of the request's noise, see noise_key.
+    filters: the distribution it is drawn from.
     """
 
-    def __init__(self, params: SamplingParams, device: torch.device) -> None:
+    key: Tensor
+    filters: Filters
+
+    @classmethod
+    def of_request(cls, params: SamplingParams, device: torch.device) -> Self:
+        """The sampler that `params` ask for; their seed must be set."""
         if params.seed is None:
-            raise InvalidParameter("a sampler needs a seed; the engine draws one when the request names none", "seed")
-        self.params = params
-        self._key = torch.tensor(noise_key(params.seed, params.choice), device=device)
+            message = "a sampler needs a seed; the engine draws one when the request names none"
+            raise InvalidParameter(message, "seed")
+        key = torch.tensor(noise_key(params.seed, params.choice), device=device)
+        return cls(key, Filters.of_request(params, device))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is drawn, without noise."""
+        return self.filters.temperature is None
 
     def draw(self, logits: Tensor, depth: Tensor, first_position: Tensor, max_depth: int) -> Tensor:
         """The token drawn at each row.
@@ -185,9 +242,9 @@ class Sampler:
 
         Returns [N] int64.
         """
-        processed = process_logits(logits, self.params)
-        if self.params.temperature == 0.0:
+        processed = process_logits(logits, self.filters)
+        if self.is_greedy:
             return processed.argmax(dim=-1)
         positions = first_position + torch.arange(max_depth + 1, device=logits.device)
-        noise = gumbel_noise(self._key, positions, logits.shape[-1])
+        noise = gumbel_noise(self.key, positions, logits.shape[-1])
         return (processed + noise[depth]).argmax(dim=-1)

@@ -12,11 +12,11 @@ __all__ = ["RULES", "Acceptance", "AcceptanceRule", "Exact", "Typical", "make_ru
 
 RULES: dict[AcceptanceName, Callable[[Sampler, SpeculationParams], AcceptanceRule]] = {
     "exact": lambda sampler, speculation: Exact(sampler),
-    "typical": lambda sampler, speculation: Typical(sampler, speculation.epsilon, speculation.delta),
+    "typical": lambda sampler, speculation: Typical.of_request(sampler, speculation.epsilon, speculation.delta),
 }
 
 
 def make_rule(sampler: Sampler, speculation: SpeculationParams) -> AcceptanceRule:
     """The rule a request asks for; at temperature 0 every rule is the exact one."""
-    name = "exact" if sampler.params.temperature == 0.0 else speculation.acceptance
+    name = "exact" if sampler.is_greedy else speculation.acceptance
     return RULES[name](sampler, speculation)

@@ -1,5 +1,7 @@
 """Sample-and-match: every emitted token is the very token plain decoding would have drawn."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from medusa_core.tree import CandidateTree
 __all__ = ["Exact", "matches"]
 
 
+@dataclass(frozen=True)
 class Exact:
     """Draw once per position, follow the child that equals the draw.
 
@@ -17,12 +20,11 @@ class Exact:
     Lossless at any temperature (token for token where the logits are equal); temperature 0 is greedy.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    sampler: Sampler
 
     def accept(self, tree: CandidateTree, logits: Tensor, past: Tensor) -> Acceptance:
         """See AcceptanceRule.accept; logits [N, V], past []."""
-        draws = self._sampler.draw(logits, tree.depth, past + 1, tree.max_depth)
+        draws = self.sampler.draw(logits, tree.depth, past + 1, tree.max_depth)
         alive = tree.living(matches(tree, draws))
         path, count = deepest_path(tree, alive)
         return Acceptance(path, draws[path], count)

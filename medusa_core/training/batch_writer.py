@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from medusa_core.errors import ConfigurationError
-from medusa_core.sampling import SamplingParams, gumbel_noise, noise_key, process_logits
+from medusa_core.sampling import Filters, SamplingParams, gumbel_noise, noise_key, process_logits
 from medusa_core.training.writer import Question
 
 __all__ = ["BatchWriter"]
@@ -29,7 +29,7 @@ class BatchWriter:
         known = generation.eos_token_id if generation is not None else None
         self.ends = ends | frozenset([] if known is None else [known] if isinstance(known, int) else known)
         self._model: Any = model
-        self._sampling = sampling
+        self._filters = Filters.of_request(sampling, self._model.device)
 
     @torch.inference_mode()
     def write(self, questions: Sequence[Question]) -> list[list[int]]:
@@ -78,8 +78,8 @@ class BatchWriter:
 
     def _draw(self, logits: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
         """Next tokens [B] from logits [B, V], noise keys [B] and the positions [B] that the tokens take."""
-        processed = process_logits(logits, self._sampling)
-        if self._sampling.temperature > 0.0:
+        processed = process_logits(logits, self._filters)
+        if self._filters.temperature is not None:
             processed = processed + gumbel_noise(keys, positions, logits.shape[-1])
         return processed.argmax(dim=-1)
 

@@ -12,14 +12,14 @@ from transformers.generation.logits_process import (
 )
 
 from medusa_core.errors import InvalidParameter
-from medusa_core.sampling import Sampler, SamplingParams, gumbel_noise, noise_key, process_logits, uniform_tail
+from medusa_core.sampling import Filters, Sampler, SamplingParams, gumbel_noise, noise_key, process_logits, uniform_tail
 from tests.cast import CPU
 
 ZERO = torch.zeros(1, dtype=torch.long)
 
 
 def draw(logits: torch.Tensor, position: int, params: SamplingParams) -> int:
-    return int(Sampler(params, CPU).draw(logits[None], ZERO, torch.tensor(position), 0))
+    return int(Sampler.of_request(params, CPU).draw(logits[None], ZERO, torch.tensor(position), 0))
 
 
 def test_noise_is_finite_at_both_ends_of_the_hash() -> None:
@@ -62,7 +62,7 @@ def test_noise_has_the_mean_and_variance_of_the_gumbel_distribution() -> None:
 def test_draws_follow_the_softmax(temperature: float) -> None:
     """Chi-square over 20,000 positions of one seed; 99.9 % quantile of 11 degrees of freedom is 31.3."""
     logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, 0.3, 0.7, 1.2, -2.0, 0.1])
-    sampler = Sampler(SamplingParams(temperature=temperature, seed=99), CPU)
+    sampler = Sampler.of_request(SamplingParams(temperature=temperature, seed=99), CPU)
     count = 20_000
     depth = torch.arange(count)
     draws = sampler.draw(logits.expand(count, -1), depth, torch.tensor(1000), count - 1)
@@ -95,7 +95,7 @@ def test_filters_keep_what_transformers_keeps(
     seed: int, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> None:
     logits = 3 * torch.randn(4, 40, generator=torch.Generator().manual_seed(seed))
-    ours = process_logits(logits, SamplingParams(temperature, top_p, top_k, min_p))
+    ours = process_logits(logits, Filters.of_request(SamplingParams(temperature, top_p, top_k, min_p), CPU))
 
     theirs = TemperatureLogitsWarper(temperature)(None, logits)  # type: ignore[arg-type]
     if top_k is not None:
@@ -110,7 +110,7 @@ def test_filters_keep_what_transformers_keeps(
 
 
 def test_top_p_zero_leaves_the_likeliest_token() -> None:
-    kept = process_logits(torch.tensor([0.0, 3.0, 1.0]), SamplingParams(top_p=0.0)).isfinite()
+    kept = process_logits(torch.tensor([0.0, 3.0, 1.0]), Filters.of_request(SamplingParams(top_p=0.0), CPU)).isfinite()
 
     assert kept.tolist() == [False, True, False]
 
@@ -142,12 +142,12 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> No
 
 def test_a_sampler_without_a_seed_is_refused() -> None:
     with pytest.raises(InvalidParameter, match="seed"):
-        Sampler(SamplingParams(), CPU)
+        Sampler.of_request(SamplingParams(), CPU)
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-38, 5e-324])
 def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     logits = torch.tensor([[1.0, 3.0, -2.0], [-5.0, -4.0, -4.5]])
-    sampler = Sampler(SamplingParams(temperature=temperature, seed=1), torch.device("cpu"))
+    sampler = Sampler.of_request(SamplingParams(temperature=temperature, seed=1), torch.device("cpu"))
 
     assert sampler.draw(logits, torch.zeros(2, dtype=torch.long), torch.tensor(7), 0).tolist() == [1, 1]

@@ -21,7 +21,7 @@ def prefer(tokens: dict[int, int], nodes: int) -> torch.Tensor:
 
 
 def greedy() -> Exact:
-    return Exact(Sampler(SamplingParams(temperature=0.0, seed=0), CPU))
+    return Exact(Sampler.of_request(SamplingParams(temperature=0.0, seed=0), CPU))
 
 
 def test_a_short_branch_cannot_borrow_a_token_from_a_long_one() -> None:
@@ -59,7 +59,7 @@ def test_acceptance_is_a_walk_from_the_root_along_equal_draws(seed: int, tempera
     guesses = torch.randn(3, 4, generator=generator).log_softmax(-1)
     tree = BestNodes(nodes, 3, 4, (), 0, CPU).build(torch.tensor(1), guesses, ())
     logits = torch.randn(tree.num_nodes, 4, generator=generator)
-    sampler = Sampler(SamplingParams(temperature=temperature, seed=seed), CPU)
+    sampler = Sampler.of_request(SamplingParams(temperature=temperature, seed=seed), CPU)
 
     node, path, emitted = 0, [0], []
     while True:

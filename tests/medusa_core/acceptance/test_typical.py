@@ -13,7 +13,7 @@ PAST = torch.tensor(10)
 
 
 def sampler(temperature: float = 1.0) -> Sampler:
-    return Sampler(SamplingParams(temperature=temperature, seed=4), CPU)
+    return Sampler.of_request(SamplingParams(temperature=temperature, seed=4), CPU)
 
 
 def log_rows(*rows: list[float]) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_a_draft_passes_above_the_smaller_of_epsilon_and_delta_times_exp_minus_e
     tree = CandidateTree.from_topology(TreeTopology.chain(1), torch.tensor([0, 1]))
     rows = log_rows([0.5, 0.25, 0.125, 0.125], [0.25] * 4)
 
-    accepted = Typical(sampler(), epsilon, delta).accept(tree, rows, PAST)
+    accepted = Typical.of_request(sampler(), epsilon, delta).accept(tree, rows, PAST)
 
     assert int(accepted.count) == (2 if passes else 1)
 
@@ -41,7 +41,7 @@ def test_the_deepest_living_node_wins_and_ties_go_to_the_likelier_path() -> None
     level = [0.25, 0.35, 0.3, 0.1]
     rows = log_rows(level, [0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.4, 0.4], level, level)
 
-    accepted = Typical(sampler(), 0.2, 1.0).accept(tree, rows, PAST)
+    accepted = Typical.of_request(sampler(), 0.2, 1.0).accept(tree, rows, PAST)
 
     assert accepted.path[: int(accepted.count)].tolist() == [0, 2, 4]  # through token 1 (0.35), not token 0 (0.25)
     assert accepted.tokens[:2].tolist() == [1, 2]
@@ -51,7 +51,7 @@ def test_the_bonus_is_the_draw_of_the_exact_rule() -> None:
     tree = CandidateTree.from_topology(TreeTopology.root_only(), torch.tensor([0]))
     rows = log_rows([0.3, 0.3, 0.4])
 
-    typical, exact = Typical(sampler(), 0.09, 0.3), Exact(sampler())
+    typical, exact = Typical.of_request(sampler(), 0.09, 0.3), Exact(sampler())
 
     assert int(typical.accept(tree, rows, PAST).bonus) == int(exact.accept(tree, rows, PAST).bonus)
 
@@ -60,7 +60,7 @@ def test_a_forbidden_token_is_not_accepted_and_does_not_poison_the_entropy() -> 
     tree = CandidateTree.from_topology(TreeTopology.chain(1), torch.tensor([1, 0]))
     rows = torch.tensor([[-math.inf, 0.0, 0.0], [0.0, 0.0, 0.0]])
 
-    assert int(Typical(sampler(), 0.01, 0.01).accept(tree, rows, PAST).count) == 1
+    assert int(Typical.of_request(sampler(), 0.01, 0.01).accept(tree, rows, PAST).count) == 1
 
 
 def test_at_temperature_zero_every_rule_is_the_exact_one() -> None:
