@@ -127,6 +127,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         max_context=settings.max_context,
         tree_nodes=settings.tree_nodes,
         tree=settings.tree,
+        prompt_lookup=settings.prompt_lookup,
         num_threads=settings.threads,
         quantize=settings.quantize,
         adapter=settings.adapter,

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     tree: Literal["dynamic", "static"] = Field(
         "dynamic", description="each step's best nodes, or the one shape that is best on average"
     )
+    prompt_lookup: bool = Field(
+        True, description="also draft what followed earlier in the text; off, trees are left to the heads"
+    )
     quantize: Quantization = Field(
         "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
     )

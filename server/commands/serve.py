@@ -42,6 +42,7 @@ def serve(
     served_model_name: Annotated[Text, _setting("served_model_name")] = None,
     tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
     tree: Annotated[Text, _setting("tree")] = None,
+    prompt_lookup: Annotated[bool | None, _setting("prompt_lookup")] = None,
     quantize: Annotated[Text, _setting("quantize")] = None,
     adapter: Annotated[bool | None, _setting("adapter")] = None,
     threads: Annotated[Text, _setting("threads")] = None,

@@ -84,6 +84,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     max_context: int | None
     tree_nodes: int | None
     tree: Literal["dynamic", "static"]
+    prompt_lookup: bool
     num_threads: int | None
     quantize: Quantization
     adapter: bool

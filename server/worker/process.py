@@ -76,6 +76,7 @@ class _CoreEngine:
             max_context=load.max_context,
             tree_nodes=load.tree_nodes,
             tree=load.tree,
+            prompt_lookup=load.prompt_lookup,
             num_threads=load.num_threads,
             quantize=load.quantize,
             adapter=load.adapter,

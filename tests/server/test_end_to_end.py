@@ -146,12 +146,14 @@ def test_a_stop_string_ends_the_answer_before_it(server: Running) -> None:
 
 def test_the_second_turn_finds_its_history_in_the_cache(server: Running) -> None:
     first = complete(server, prompt=PROMPT * 3, max_tokens=20)
-    # the last token is decided and not yet computed
     second = complete(server, prompt=PROMPT * 3, max_tokens=20)
+    longer = complete(server, prompt=PROMPT * 3 + first["choices"][0]["text"] + PROMPT, max_tokens=20)
 
     assert second["choices"] == first["choices"]
     prompt_tokens = second["usage"]["prompt_tokens"]
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == prompt_tokens - 1
+    # another answer to the very prompt computes nothing, a next turn what is new
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == prompt_tokens
+    assert prompt_tokens < longer["usage"]["prompt_tokens_details"]["cached_tokens"] < longer["usage"]["prompt_tokens"]
 
 
 def test_ids_and_text_are_the_same_prompt(server: Running, checkpoint: Path) -> None:
@@ -235,6 +237,11 @@ def test_clients_can_tell_an_adapter_from_the_untouched_base(tmp_path: Path) -> 
     assert adapted["system_fingerprint"] != untouched["system_fingerprint"]
     assert adapted["choices"][0]["text"] != untouched["choices"][0]["text"]
     assert untouched["speculation"]["drafted"] > 0
+
+
+def test_trees_can_be_left_to_the_heads(checkpoint: Path) -> None:
+    with running(checkpoint, ENGINE_FACTORY, prompt_lookup=False, tree_nodes=8, threads=1) as server:
+        assert complete(server)["speculation"]["by_source"].keys() == {"heads"}
 
 
 @pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")

@@ -62,7 +62,9 @@ def worker() -> Iterator[Worker]:
 
 
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
-    connection.send_bytes(encode(Load("tiny", heads, "cpu", "auto", None, None, "dynamic", None, "none", True, "info")))
+    connection.send_bytes(
+        encode(Load("tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, "none", True, "info"))
+    )
     return until_the_end(connection)[-1]
 
 
