@@ -11,7 +11,8 @@ from medusa_core.decoding import accept_and_commit, bucket, logprobs_of, verify
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
 from medusa_core.runners.grammar import check_tree, host_tree, what_follows
-from medusa_core.runners.runner import DecodePlan, StepResult, step_result
+from medusa_core.runners.row import pack
+from medusa_core.runners.runner import DecodePlan, StepResult
 
 __all__ = ["EagerRunner"]
 
@@ -51,7 +52,8 @@ class EagerRunner:
             if plan.top_logprobs is not None:
                 logits = verified.forward.logits.index_select(0, accepted.path)
                 logprobs = logprobs_of(logits, accepted.tokens, plan.top_logprobs)
-            result = step_result(accepted, tree, logprobs)
+            row, layout = pack(accepted, tree, logprobs)
+            result = layout.read(row.tolist())
             phases.end("emit")
             if constraint is not None:
                 constraint.advance(result.tokens)

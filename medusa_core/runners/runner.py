@@ -1,21 +1,16 @@
 """The seam between a request's loop and the way its steps reach the device."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
-import torch
-
-from medusa_core.acceptance import Acceptance, AcceptanceRule
+from medusa_core.acceptance import AcceptanceRule
 from medusa_core.adjustments import Adjustments
 from medusa_core.constraints import Constraint
 from medusa_core.decoding import Logprobs
 from medusa_core.drafters import Drafter, DraftState
-from medusa_core.tree import SOURCES, CandidateTree
 
-__all__ = ["DecodePlan", "Drafting", "Runner", "StepResult", "TokenLogprobs", "step_result", "to_host"]
+__all__ = ["DecodePlan", "Drafting", "Runner", "StepResult", "TokenLogprobs", "to_host"]
 
 
 class Drafting(Protocol):
@@ -80,34 +75,6 @@ class StepResult:
     head_hits: list[bool]
     logprobs: list[TokenLogprobs] | None
     phases: dict[str, float]
-
-
-def step_result(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> StepResult:
-    """A step's outcome as values, in one copy to the host.
-
-    logprobs: of the tokens along the path, as many as there are places on it.
-    """
-    guesses = tree.guesses if tree.guesses is not None else tree.tokens[:0]
-    parts = accepted.count[None], accepted.path, accepted.tokens, tree.used.long(), tree.source, guesses
-    values = _split(torch.cat(parts).tolist(), [part.shape[0] for part in parts])
-    (count,), path, tokens, used, source, guessed = values
-    names = [SOURCES[index] for index in source]
-    drafted = Counter(name for name, is_used in zip(names[1:], used[1:], strict=True) if is_used)
-    return StepResult(
-        tokens=tokens[:count],
-        drafted=dict(drafted),
-        accepted=[names[node] for node in path[1:count]],
-        num_nodes=tree.num_nodes,
-        path=path[1:count],
-        head_hits=[guess == token for guess, token in zip(guessed, tokens[:count], strict=False)],
-        logprobs=to_host(logprobs)[:count] if logprobs is not None else None,
-        phases={},
-    )
-
-
-def _split(values: list[int], lengths: list[int]) -> list[list[int]]:
-    ends = list(accumulate(lengths))
-    return [values[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def to_host(logprobs: Logprobs) -> list[TokenLogprobs]:

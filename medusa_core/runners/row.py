@@ -1,0 +1,85 @@
+"""All that a step tells the host, in one row of integers, so that one small copy brings it over."""
+
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from medusa_core.acceptance import Acceptance
+from medusa_core.decoding import Logprobs
+from medusa_core.runners.runner import StepResult, TokenLogprobs
+from medusa_core.tree import SOURCES, CandidateTree
+
+__all__ = ["Layout", "pack"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where in a row; known on the host before the step has run.
+
+    places:       P, entries of the path.
+    num_nodes:    N.
+    num_guesses:  K, heads whose guesses are reported.
+    alternatives: k, how many are reported beside each token's log-probability; None reports none at all.
+    """
+
+    places: int
+    num_nodes: int
+    num_guesses: int
+    alternatives: int | None
+
+    def read(self, row: list[int]) -> StepResult:
+        """The values of a row as what they mean."""
+        values = iter(row)
+
+        def take(length: int) -> list[int]:
+            return list(islice(values, length))
+
+        (count,), path, tokens = take(1), take(self.places), take(self.places)
+        used, source, guesses = take(self.num_nodes), take(self.num_nodes), take(self.num_guesses)
+        names = [SOURCES[index] for index in source]
+        drafted = Counter(name for name, is_used in zip(names[1:], used[1:], strict=True) if is_used)
+        return StepResult(
+            tokens=tokens[:count],
+            drafted=dict(drafted),
+            accepted=[names[node] for node in path[1:count]],
+            num_nodes=self.num_nodes,
+            path=path[1:count],
+            head_hits=[guess == token for guess, token in zip(guesses, tokens[:count], strict=False)],
+            logprobs=self._logprobs(list(values))[:count] if self.alternatives is not None else None,
+            phases={},
+        )
+
+    def _logprobs(self, values: list[int]) -> list[TokenLogprobs]:
+        """What stands behind all else: P log-probabilities as bits, then k tokens and k of their bits for each."""
+        alternatives = self.alternatives if self.alternatives is not None else 0
+        chosen, others = _floats(values[: self.places]), values[self.places :]
+        tokens, likeliest = others[: len(others) // 2], _floats(others[len(others) // 2 :])
+        ranked = iter(zip(tokens, likeliest, strict=True))
+        return [TokenLogprobs(logprob, tuple(islice(ranked, alternatives))) for logprob in chosen]
+
+
+def pack(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> tuple[Tensor, Layout]:
+    """A step's outcome as one row [R] int64 on the device, and how to read it there where it is copied to.
+
+    logprobs: of the tokens along the path, as many as there are places on it.
+    """
+    guesses = tree.guesses if tree.guesses is not None else tree.tokens[:0]
+    parts = [accepted.count[None], accepted.path, accepted.tokens, tree.used.long(), tree.source, guesses]
+    alternatives = None
+    if logprobs is not None:
+        parts += [_bits(logprobs.chosen), logprobs.tokens.flatten(), _bits(logprobs.values.flatten())]
+        alternatives = logprobs.tokens.shape[1]
+    return torch.cat(parts), Layout(accepted.path.shape[0], tree.num_nodes, guesses.shape[0], alternatives)
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The bits of float32 values [T] as int64 [T]."""
+    return values.view(torch.int32).long()
+
+
+def _floats(bits: list[int]) -> list[float]:
+    return list(struct.unpack(f"{len(bits)}f", struct.pack(f"{len(bits)}i", *bits)))

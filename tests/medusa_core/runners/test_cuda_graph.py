@@ -1,0 +1,181 @@
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from medusa_core.config import SpeculationParams
+from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, RootOnly
+from medusa_core.runners import EagerRunner
+from medusa_core.runners.capture import PlainLauncher
+from medusa_core.runners.cuda_graph import GraphRunner, coarse_bucket
+from medusa_core.sampling import SamplingParams
+from medusa_core.tree import TreeTopology
+from tests.cast import CPU, GREEDY, MockBackbone, Oracle, random_heads, tiny_backbone
+from tests.medusa_core.runners.cast import PROMPT, TapeLauncher, steps_of, tokens_of
+
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "sampled": SamplingParams(0.8),
+    "filtered": SamplingParams(1.0, top_p=0.9, top_k=12, min_p=0.02),
+    "penalised": SamplingParams(
+        0.7, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2, logit_bias=((3, 4.0), (5, -9.0))
+    ),
+    "not yet at its end": SamplingParams(0.0, min_tokens=14),
+}
+
+
+def drafters_for(backbone: Any, *nodes: int) -> list[Drafter]:
+    """Heads and lookup in trees of these sizes."""
+    heads = random_heads(backbone.lm_head.float())
+    source = DrafterSource(heads, torch.ones(3), 16, 6, True, CPU)
+    return [source.get(Asked(SpeculationParams("tree", size), (), len(PROMPT), False)) for size in nodes]
+
+
+class FloatBackbone(MockBackbone):
+    """Its hidden states are what heads in float32 can read."""
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        found = super().forward(*args, **named)
+        return type(found)(found.hidden.float(), found.logits)
+
+
+def both(
+    backbone: Any, drafters: Sequence[Drafter], num_steps: int, sampling: SamplingParams = GREEDY, **asked: Any
+) -> tuple[list[Any], list[Any], TapeLauncher]:
+    """The same steps by the eager runner and by the recording one."""
+    launcher, cache, other = TapeLauncher(), backbone.new_cache(512), backbone.new_cache(512)
+    eager = steps_of(EagerRunner(backbone, cache), backbone, cache, drafters, num_steps, sampling, **asked)
+    runner = GraphRunner(backbone, other, launcher)
+    return eager, steps_of(runner, backbone, other, drafters, num_steps, sampling, **asked), launcher
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_replayed_steps_tell_what_eager_steps_tell(sampling: SamplingParams) -> None:
+    backbone = FloatBackbone()
+    eager, replayed, launcher = both(backbone, drafters_for(backbone, 8), 20, sampling, ends=(4, 7), top_logprobs=3)
+
+    assert replayed == eager
+    assert launcher.log.count("capture") == 1
+    assert launcher.log.count("replay") == 20 + 1 - 3
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_every_family_answers_the_same_when_replayed(family: str, temperature: float) -> None:
+    backbone = tiny_backbone(family)
+    eager, replayed, launcher = both(backbone, drafters_for(backbone, 6), 10, SamplingParams(temperature))
+
+    assert tokens_of(replayed) == tokens_of(eager)
+    assert "replay" in launcher.log
+
+
+def test_typical_acceptance_is_replayed_too() -> None:
+    backbone = FloatBackbone()
+    speculation = SpeculationParams(acceptance="typical")
+    eager, replayed, _ = both(backbone, drafters_for(backbone, 8), 12, SamplingParams(1.0), speculation=speculation)
+
+    assert replayed == eager
+
+
+def test_a_static_tree_and_a_root_alone_are_replayed_too() -> None:
+    backbone = FloatBackbone()
+    static = MedusaDrafter.static(random_heads(backbone.lm_head.float()), torch.ones(3), TreeTopology.chain(3))
+    eager, replayed, launcher = both(backbone, [static, RootOnly(CPU)], 16)
+
+    assert replayed == eager
+    assert launcher.log.count("capture") == 2
+
+
+def test_the_drafter_may_change_from_step_to_step() -> None:
+    backbone = FloatBackbone()
+    eager, replayed, launcher = both(backbone, drafters_for(backbone, 4, 8, 12, 1), 40)
+
+    assert replayed == eager
+    assert launcher.log.count("capture") == 4
+
+
+def test_an_answer_grows_from_bucket_to_bucket() -> None:
+    backbone = FloatBackbone()
+    eager, replayed, launcher = both(backbone, [RootOnly(CPU)], 300)
+
+    assert replayed == eager
+    assert launcher.log.count("capture") == 2
+
+
+def test_the_next_step_is_issued_before_the_last_one_is_read() -> None:
+    backbone = FloatBackbone()
+    _, _, launcher = both(backbone, [RootOnly(CPU)], 6)
+    copied = [place for place, event in enumerate(launcher.log) if event.startswith("copy")]
+    read = [place for place, event in enumerate(launcher.log) if event.startswith("read")]
+
+    assert all(copied[step + 1] < read[step] for step in range(6))
+    assert [event[-1] for event in launcher.log if event.startswith("read")] == ["0", "1"] * 3
+
+
+def test_a_request_of_a_known_kind_needs_no_new_recording() -> None:
+    backbone = FloatBackbone()
+    launcher, cache, drafters = TapeLauncher(), backbone.new_cache(512), drafters_for(backbone, 8)
+    runner = GraphRunner(backbone, cache, launcher)
+    fresh = backbone.new_cache(512)
+    for temperature, top_p, top_k, bias in [(0.7, 0.9, 20, 1.0), (1.4, 0.5, 3, -2.0), (0.2, 0.99, 9, 5.0)]:
+        sampling = SamplingParams(
+            temperature, top_p=top_p, top_k=top_k, logit_bias=((2, bias),), presence_penalty=bias / 5
+        )
+        asked = backbone, fresh, drafters, 12, sampling
+        expected = steps_of(EagerRunner(backbone, fresh), *asked)
+
+        assert steps_of(runner, backbone, cache, drafters, 12, sampling) == expected
+    assert launcher.log.count("capture") == 1
+
+
+def test_the_step_too_many_leaves_nothing_that_the_next_answer_reads() -> None:
+    backbone = FloatBackbone()
+    cache, fresh, drafters = backbone.new_cache(512), backbone.new_cache(512), drafters_for(backbone, 8)
+    runner = GraphRunner(backbone, cache, TapeLauncher())
+    for length in (7, 3, 1, 9):
+        prompt = PROMPT[:length]
+        expected = steps_of(EagerRunner(backbone, fresh), backbone, fresh, drafters, length, prompt=prompt)
+
+        assert steps_of(runner, backbone, cache, drafters, length, prompt=prompt) == expected
+
+
+def test_the_longest_unused_recording_goes_first() -> None:
+    backbone = FloatBackbone()
+    launcher, cache, drafters = TapeLauncher(), backbone.new_cache(512), drafters_for(backbone, 4, 8, 12)
+    runner = GraphRunner(backbone, cache, launcher, most_recordings=2)
+    for drafter in (drafters[0], drafters[1], drafters[0], drafters[2], drafters[0]):
+        steps_of(runner, backbone, cache, [drafter], 6)
+
+    assert runner.num_recordings == 2
+    assert launcher.log.count("capture") == 3
+    steps_of(runner, backbone, cache, [drafters[1]], 6)
+    assert launcher.log.count("capture") == 4
+
+
+def test_a_step_that_the_host_has_to_wait_for_is_never_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    backbone = FloatBackbone()
+    oracle = Oracle(list(itertools.repeat(1, 60)), len(PROMPT), backbone.vocab_size)
+    eager, replayed, launcher = both(backbone, [oracle], 8)
+
+    assert replayed == eager
+    assert "capture" not in launcher.log
+    assert "makes the host wait" in caplog.text
+
+
+def test_without_a_device_that_records_the_steps_are_simply_taken() -> None:
+    backbone = FloatBackbone()
+    cache, drafters = backbone.new_cache(512), drafters_for(backbone, 8)
+    expected = steps_of(EagerRunner(backbone, cache), backbone, cache, drafters, 9)
+
+    assert steps_of(GraphRunner(backbone, cache, PlainLauncher()), backbone, cache, drafters, 9) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 256, 257, 1000, 1025, 5000, 8192, 131072])
+def test_a_bucket_holds_the_rows_and_not_many_more(rows: int) -> None:
+    found = coarse_bucket(rows)
+
+    assert rows <= found <= max(256, rows * 5 // 4 + 256)
+    assert found % 256 == 0
+    assert coarse_bucket(found) == found
