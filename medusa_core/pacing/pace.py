@@ -1,4 +1,4 @@
-"""How many nodes the tree of each step has."""
+"""The seam between a request and whoever chooses the size of its trees."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,0 +1,19 @@
+"""How many nodes the tree of each step has. Host side and pure Python: knows neither tensors nor devices."""
+
+from medusa_core.pacing.costs import StepCosts
+from medusa_core.pacing.gains import Gains, carefully_expected
+from medusa_core.pacing.learning import LearningPace, Pacing
+from medusa_core.pacing.pace import FixedPace, Pace
+from medusa_core.pacing.timing import TimingPlan, time_steps
+
+__all__ = [
+    "FixedPace",
+    "Gains",
+    "LearningPace",
+    "Pace",
+    "Pacing",
+    "StepCosts",
+    "TimingPlan",
+    "carefully_expected",
+    "time_steps",
+]

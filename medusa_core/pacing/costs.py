@@ -1,0 +1,38 @@
+"""What a step costs by the nodes of its tree and the rows of the cache, measured once."""
+
+from collections.abc import Sequence
+
+from medusa_core.calibration import LatencyCurve
+
+__all__ = ["StepCosts"]
+
+# A larger tree that costs hardly more is always the better one: kernels come in steps of rows.
+_HARDLY_MORE = 1.02
+
+
+class StepCosts:
+    """Seconds of a step, between the measured contexts and beyond the longest of them along a straight line."""
+
+    def __init__(self, curves: Sequence[LatencyCurve], most_tokens: int) -> None:
+        """Curves of one place, by different contexts, 1 node in each; a step emits `most_tokens` at most."""
+        ordered = sorted(curves, key=lambda curve: curve.context)
+        self._short, self._long = ordered[0], ordered[-1]
+        measured = sorted(self._short.seconds.keys() & self._long.seconds.keys())
+        self.sizes = tuple(nodes for nodes in measured if self._is_worth_it(nodes, measured, most_tokens))
+
+    def _is_worth_it(self, nodes: int, measured: Sequence[int], most_tokens: int) -> bool:
+        """Whether there are acceptance rates at which a tree of this size is the fastest, behind a short context."""
+        seconds = self._short.seconds
+        if nodes == 1:
+            return True
+        cheaper = any(seconds[larger] <= _HARDLY_MORE * seconds[nodes] for larger in measured if larger > nodes)
+        return not cheaper and seconds[nodes] < most_tokens * seconds[1]
+
+    def seconds(self, nodes: int, rows: int) -> float:
+        """Seconds of a step with a tree of one of `sizes`, behind so many rows of the cache."""
+        short, long = self._short.seconds[nodes], self._long.seconds[nodes]
+        distance = self._long.context - self._short.context
+        if distance == 0 or rows <= self._short.context:
+            return short
+        # noise must not make long contexts cheaper than short ones
+        return short + max(0.0, long - short) * (rows - self._short.context) / distance

@@ -1,0 +1,61 @@
+"""How many tokens trees of several sizes bring, as averages that follow what is accepted."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+__all__ = ["Gains", "carefully_expected"]
+
+# Tokens up to which the ratio of two averages is not believed: it would be one of two small numbers.
+_FEW = 0.25
+# Most weight of one observation.
+_MOST_WEIGHT = 0.25
+# Tokens per step where nobody counted any, less than public heads bring and than lookup does where text repeats.
+_WITH_HEADS = {1: 1.0, 2: 1.4, 4: 1.65, 8: 1.8, 16: 1.95, 32: 2.05, 64: 2.1}
+_WITHOUT_HEADS = {1: 1.0, 2: 1.25, 4: 1.4, 8: 1.5, 16: 1.6, 32: 1.65, 64: 1.7}
+
+
+class Gains:
+    """Tokens per step by the size of the tree, bonus included; mutable.
+
+    A tree's nodes are ranked, so a step with a large tree tells what each smaller one would have brought. What a
+    larger one would have brought it does not tell: that is taken to rise and fall with what the smaller ones bring, in
+    the proportion in which both stood when it was last seen.
+    """
+
+    def __init__(self, tokens: Mapping[int, float], rate: float) -> None:
+        """Begin with these tokens per step by size, 1 among them; each observation weighs `rate`."""
+        self.sizes = tuple(sorted(tokens))
+        self._rate = rate
+        ordered = [tokens[size] for size in self.sizes]
+        # what the nodes between a size and the next smaller one bring, and what the smaller tree brought meanwhile
+        self._added = [max(0.0, larger - smaller) for smaller, larger in pairwise(ordered)]
+        self._below = [smaller - 1.0 for smaller in ordered[:-1]]
+        self._unseen = [0] * len(self._added)  # steps since a tree was that large
+
+    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+        """Of a tree of so many nodes these were accepted, root left out."""
+        for index, (smaller, size) in enumerate(pairwise(self.sizes)):
+            if size > num_nodes:
+                self._unseen[index] += 1
+                continue
+            below = sum(node < smaller for node in path)
+            added = sum(node < size for node in path) - below
+            # what is seen seldom stands for the steps in between as well, as far as one step can
+            weight = min(1.0 - (1.0 - self._rate) ** (self._unseen[index] + 1), _MOST_WEIGHT)
+            self._added[index] += weight * (added - self._added[index])
+            self._below[index] += weight * (below - self._below[index])
+            self._unseen[index] = 0
+
+    def tokens(self) -> dict[int, float]:
+        """Tokens per step to expect of each size."""
+        found, gained = {self.sizes[0]: 1.0}, 0.0
+        for size, added, below in zip(self.sizes[1:], self._added, self._below, strict=True):
+            gained += added * (gained + _FEW) / (below + _FEW)
+            found[size] = 1.0 + gained
+        return found
+
+
+def carefully_expected(sizes: Sequence[int], has_heads: bool) -> dict[int, float]:
+    """Tokens per step by size where nobody ever counted them: those of the next smaller size in a cautious table."""
+    known = _WITH_HEADS if has_heads else _WITHOUT_HEADS
+    return {size: known[max(line for line in known if line <= size)] for size in sizes}

@@ -1,0 +1,145 @@
+"""The size with most tokens per second at every step, and plain decoding where no tree pays.
+
+Tokens per step are learnt from what is accepted; seconds are those that were measured once, so that what else the
+machine does changes no choice. However wrong the averages are, an account of the seconds that trees won and lost keeps
+a request from being slower than plain decoding by more than LIMIT.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from medusa_core.pacing.costs import StepCosts
+from medusa_core.pacing.gains import Gains
+
+__all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
+
+# Share of plain decoding's time that trees may lose in a request, counted as of so many tokens at least: short
+# answers, too, have to find out what pays.
+LIMIT, LIMIT_TOKENS = 0.03, 100
+# While nothing pays, probing starts after so many steps at least, and so seldom that what it may lose, its first step
+# and half of another, is this share of the time.
+_INTERVAL, _SHARE, _LOST_STEPS = 48, 0.02, 1.5
+# While a tree pays, a larger one is tried after so many steps; that costs little, if anything.
+_LARGER_INTERVAL = 16
+# Weight of one step in the averages of a request, and in those of all requests.
+_RATE, _SLOW_RATE = 1 / 24, 1 / 256
+# Another size has to be so much faster before it is taken.
+_BETTER = 1.03
+# Costs are looked up anew after so many rows.
+_ROWS = 64
+
+
+class Pacing:
+    """What an engine knows about the size of trees; learns from every request."""
+
+    def __init__(self, costs: StepCosts, tokens: Mapping[int, float]) -> None:
+        """`tokens` per step by size, as they were calibrated or are expected."""
+        self._costs, self._calibrated = costs, {size: tokens[size] for size in costs.sizes}
+        self._learnt = Gains(self._calibrated, _SLOW_RATE)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are chosen from, 1 first."""
+        return self._costs.sizes
+
+    def begin(self, most_nodes: int | None, is_seeded: bool) -> "LearningPace":
+        """The pace of one request.
+
+        most_nodes: bound that the request sets; None sets none.
+        is_seeded:  begin with what was calibrated, so that a request's steps do not depend on the ones before it.
+        """
+        start = self._calibrated if is_seeded else self._learnt.tokens()
+        sizes = [size for size in self.sizes if most_nodes is None or size <= most_nodes]
+        return LearningPace(self._costs, {size: start[size] for size in sizes}, self._calibrated, self._learnt)
+
+
+class LearningPace:
+    """The pace of one request."""
+
+    def __init__(
+        self, costs: StepCosts, start: Mapping[int, float], calibrated: Mapping[int, float], learnt: Gains
+    ) -> None:
+        """Tokens per step by size, to start with and as calibrated; `learnt` hears what is observed, too."""
+        self._costs, self._calibrated, self._learnt = costs, calibrated, learnt
+        self._gains = Gains(start, _RATE)
+        self._sizes = self._gains.sizes
+        self._seconds: dict[int, float] = {}
+        self._rows: int | None = None
+        self._size: int | None = None  # the last choice, probing left out
+        # seconds won over plain decoding so far, and what that would have taken
+        self._won, self._plain = 0.0, 0.0
+        self._since_probing = 0
+        self._probed: float | None = None  # seconds won by the probing that goes on; None when none does
+
+    def choose(self, past: int) -> int:
+        """See Pace.choose."""
+        if self._rows is None or past >= self._rows + _ROWS:
+            self._rows = past
+            self._seconds = {size: self._costs.seconds(size, past) for size in self._sizes}
+        self._size = self._fastest()
+        size = self._size_to_try(self._size)
+        if not self._is_affordable(size):
+            size = self._size if self._is_affordable(self._size) else 1
+        # the one token that every step brings is counted here, because its result may come late
+        self._won -= self._extra(size)
+        self._plain += self._seconds[1]
+        return size
+
+    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+        """See Pace.observe."""
+        self._gains.observe(num_nodes, path)
+        self._learnt.observe(num_nodes, path)
+        won = len(path) * self._seconds[1]
+        self._won += won
+        self._plain += won
+        if self._probed is not None and num_nodes > 1:
+            extra = self._extra(self._promising())
+            self._probed += won - extra
+            # it ends when one step's cost is lost, not at the first step without luck
+            if self._probed <= -extra:
+                self._probed = None
+
+    def _extra(self, size: int) -> float:
+        """Seconds that a tree of a size costs over plain decoding."""
+        return self._seconds[size] - self._seconds[1]
+
+    def _is_affordable(self, size: int) -> bool:
+        """Whether the account bears a step of this size even if nothing of it is accepted."""
+        allowed = LIMIT * max(self._plain, LIMIT_TOKENS * self._seconds[1])
+        return self._won - self._extra(size) >= -allowed
+
+    def _fastest(self) -> int:
+        """The size with most tokens per second; the last choice unless another is clearly better."""
+        tokens = self._gains.tokens()
+        speed = {size: tokens[size] / self._seconds[size] for size in self._sizes}
+        best = max(speed, key=lambda size: speed[size])
+        is_kept = self._size is not None and speed[best] <= _BETTER * speed[self._size]
+        return self._size if self._size is not None and is_kept else best
+
+    def _promising(self) -> int:
+        """The tree that is the fastest where as much is accepted as was calibrated."""
+        return max(self._sizes[1:], key=lambda size: self._calibrated[size] / self._seconds[size])
+
+    def _size_to_try(self, size: int) -> int:
+        """A larger size than the fastest, when its turn has come, else that one.
+
+        Larger trees are seen in no other way, and nothing is while decoding plainly.
+        """
+        larger = self._sizes[self._sizes.index(size) + 1 :]
+        if size > 1:
+            self._probed = None
+        if self._probed is not None:
+            return self._promising()
+        self._since_probing += 1
+        if not larger or self._since_probing < self._interval(size):
+            return size
+        self._since_probing = 0
+        if size > 1:
+            return larger[0]
+        self._probed = 0.0
+        return self._promising()
+
+    def _interval(self, size: int) -> float:
+        """Steps between two probings while this size is the fastest."""
+        if size > 1:
+            return _LARGER_INTERVAL
+        return max(_INTERVAL, _LOST_STEPS * self._extra(self._promising()) / (_SHARE * self._seconds[1]))
