@@ -16,12 +16,13 @@ from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
-from medusa_core.decoding import Prefilled, logprobs_of, prefill
+from medusa_core.decoding import logprobs_of
 from medusa_core.drafters import Asked, Drafters, DraftState, Paced
 from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.pacing import FixedPace, Pace
+from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
 from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
@@ -41,7 +42,7 @@ def never() -> bool:
 
 
 class Engine:
-    """One model, its heads, and the cache of the last sequence. Not thread-safe: one sequence at a time."""
+    """One model, its heads, and the cache of the last sequences. Not thread-safe: one sequence at a time."""
 
     def __init__(
         self,
@@ -50,18 +51,18 @@ class Engine:
         prefill_chunk: int,
         drafters: Drafters,
         load_vocabulary: Callable[[], GrammarVocabulary],
+        store: PrefixStore,
     ) -> None:
-        """`load_vocabulary` is called once, when the first grammar is asked for."""
+        """`load_vocabulary` is called once, when the first grammar is asked for; `store` keeps earlier sequences."""
         self.info = info
         self._load_vocabulary = load_vocabulary
         self._vocabulary: GrammarVocabulary | None = None
-        self._cache_salt: str | None = None
-        self._backbone, self._drafters, self._prefill_chunk = backbone, drafters, prefill_chunk
+        self._backbone, self._drafters = backbone, drafters
         # Behind the context: the slots of one tree, and the block that its commit writes.
         scratch = info.tree_nodes + info.max_depth + 1
         self._cache = backbone.new_cache(info.max_context + scratch)
         self._runner: Runner = EagerRunner(backbone, self._cache)
-        self._last_prompt: tuple[tuple[int, ...], Prefilled] | None = None
+        self._prefiller = Prefiller(backbone, self._cache, store, prefill_chunk)
 
     @classmethod
     def load(
@@ -82,7 +83,8 @@ class Engine:
             codec, info = TextCodec.load(config.model), parts.info
             return GrammarVocabulary(codec.tokenizer_json, codec.vocab_size, info.vocab_size, info.eos_token_ids)
 
-        engine = cls(parts.backbone, parts.info, config.prefill_chunk, parts.drafters, load_vocabulary)
+        store = PrefixStore(store_budget(config.prefix_cache, parts.backbone.device))
+        engine = cls(parts.backbone, parts.info, config.prefill_chunk, parts.drafters, load_vocabulary, store)
         progress("warming up", 0.9)
         engine.warm_up()
         if parts.heads is not None and config.self_test:
@@ -98,8 +100,8 @@ class Engine:
         return {"allocated": torch.cuda.memory_allocated(device), "reserved": torch.cuda.memory_reserved(device)}
 
     def forget(self) -> None:
-        """Drop what the cache holds of earlier sequences."""
-        self._cache.clear()
+        """Drop what is held of earlier sequences."""
+        self._prefiller.forget()
 
     def warm_up(self) -> None:
         """Run a few steps, so that the first request does not pay for first calls, and time the plain one."""
@@ -156,7 +158,7 @@ class Engine:
         """Continue a sequence until EOS, a stop token, a limit, or until `should_stop` says so.
 
         `should_stop` is asked before every prefill chunk and every step; the iterator then simply ends. Mutates the
-        engine's cache, whose rows the next request reuses as far as its prompt agrees.
+        engine's cache, whose rows later requests reuse as far as their prompts agree.
         """
         self.check(request)
         prompt, cache = request.prompt, self._cache
@@ -174,7 +176,7 @@ class Engine:
 
         started = time.perf_counter()
         scored = request.top_logprobs if request.score_prompt else None
-        computed, cached_tokens = self._prefill(request, scored, should_stop)
+        computed, cached_tokens = self._prefiller.compute(prompt, request.cache_salt, scored, should_stop)
         if computed is None:
             return
         past, counts = torch.tensor(len(prompt), device=self._backbone.device), adjustments.start()
@@ -225,28 +227,6 @@ class Engine:
         if self._vocabulary is None:
             self._vocabulary = self._load_vocabulary()
         return self._vocabulary.compile(grammar)
-
-    def _prefill(
-        self, request: GenerationRequest, scored: int | None, should_stop: Callable[[], bool]
-    ) -> tuple[Prefilled | None, int]:
-        """Compute the prompt, and say how many of its rows were there already.
-
-        Another answer to the last prompt starts from what that left behind, and computes nothing.
-        """
-        cache, prompt = self._cache, request.prompt
-        if request.cache_salt != self._cache_salt:
-            self.forget()
-            self._cache_salt = request.cache_salt
-        if request.sampling.choice > 0 and scored is None and self._last_prompt is not None:
-            known, computed = self._last_prompt
-            if known == prompt and tuple(cache.tokens[: len(prompt)]) == prompt:
-                del cache.tokens[len(prompt) :]
-                return computed, len(prompt)
-        # A row from the cache has no logits, and so no score for the token behind it.
-        cached_tokens = cache.reuse(prompt[:1] if scored is not None else prompt)
-        found = prefill(self._backbone, cache, prompt, self._prefill_chunk, should_stop, scored)
-        self._last_prompt = (prompt, found) if found is not None else None
-        return found, cached_tokens
 
 
 class _Output:

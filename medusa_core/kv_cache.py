@@ -2,7 +2,7 @@
 
 Knows nothing of models or tokens' meaning. Rows below the sequence's length hold committed tokens; the rows behind
 them are scratch, written by every tree and garbage by definition. The cache remembers which token each committed row
-belongs to, so that the next request can reuse the longest common prefix.
+belongs to, so that the next request can reuse what it has in common with the last (see prefix_cache).
 """
 
 from collections.abc import Sequence
@@ -105,15 +105,21 @@ class KVCache(Cache):
         target = past + torch.arange(path.shape[0], device=path.device)
         self.buffer.index_copy_(4, target, self.buffer.index_select(4, past + path))
 
-    def reuse(self, prompt: Sequence[int]) -> int:
-        """Keep the rows shared with `prompt`, forget the others, and return how many rows that is.
+    @property
+    def bytes_per_row(self) -> int:
+        """Keys and values of one token in all layers."""
+        return self.buffer.nbytes // self.rows
 
-        The last prompt token is never reused: computing it is what gives its logits and hidden state.
-        """
-        kept = min(common_prefix(self.tokens, prompt), len(prompt) - 1)
-        del self.tokens[kept:]
-        return kept
+    def copy_rows(self, start: int, end: int) -> Tensor:
+        """Rows start .. end - 1 in memory of their own, [2, L, 1, Hkv, T, D]."""
+        return self.buffer[..., start:end, :].clone(memory_format=torch.contiguous_format)
 
-    def clear(self) -> None:
-        """Forget every committed row."""
-        self.tokens.clear()
+    def append(self, tokens: Sequence[int], rows: Tensor) -> None:
+        """Commit `tokens` whose rows [2, L, 1, Hkv, T, D] were computed behind the very tokens that are held now."""
+        start = len(self.tokens)
+        self.buffer[..., start : start + len(tokens), :].copy_(rows)
+        self.tokens.extend(tokens)
+
+    def keep(self, length: int) -> None:
+        """Forget the committed rows behind the first `length`."""
+        del self.tokens[length:]

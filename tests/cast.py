@@ -15,6 +15,7 @@ from medusa_core.engine import Engine
 from medusa_core.generation import EngineInfo, GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.kv_cache import KVCache
+from medusa_core.prefix_cache import PrefixStore
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree, TreeTopology
 
@@ -120,6 +121,7 @@ def make_engine(
     drafter: Drafter | None = None,
     has_lookup: bool = True,
     vocabulary: GrammarVocabulary | None = None,
+    prefix_budget: int = 1 << 24,
 ) -> Engine:
     """An engine around any backbone, without files; `drafter` stands in for the heads."""
 
@@ -148,7 +150,7 @@ def make_engine(
     )
     made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
     drafters = Always(drafter) if drafter is not None else made
-    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary)
+    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, PrefixStore(prefix_budget))
 
 
 def run(engine: Engine, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **options: Any) -> list[int]:

@@ -20,7 +20,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"engine"},
         {"assembly"},
         {"generation"},
-        {"runners"},
+        {"prefix_cache", "runners"},
         {"decoding"},
         {"drafters", "loading", "self_test"},
         {"backbone", "acceptance"},

@@ -51,21 +51,31 @@ def test_more_visible_rows_than_there_are_is_an_error_that_says_what_to_raise() 
         numbered(16).prepare(torch.tensor(0), 1, 17)
 
 
-@pytest.mark.parametrize(
-    ("held", "prompt", "kept"),
-    [
-        ([1, 2, 3], [1, 2, 3, 4], 3),
-        ([1, 2, 3], [1, 2, 9, 4], 2),
-        ([1, 2, 3], [1, 2, 3], 2),  # the last prompt token is always computed
-        ([1, 2, 3, 4, 5], [1, 2, 3], 2),
-        ([], [7], 0),
-    ],
-)
-def test_reuse_keeps_the_common_prefix_but_never_the_last_prompt_token(
-    held: list[int], prompt: list[int], kept: int
-) -> None:
+def test_what_is_kept_is_the_beginning() -> None:
     cache = numbered()
-    cache.tokens.extend(held)
+    cache.tokens.extend([7, 8, 9])
 
-    assert cache.reuse(prompt) == kept
-    assert cache.tokens == held[:kept]
+    cache.keep(2)
+    cache.keep(5)
+
+    assert cache.tokens == [7, 8]
+
+
+def test_copied_rows_outlive_the_buffers_and_come_back_behind_what_is_held() -> None:
+    cache = numbered()
+    rows = cache.copy_rows(3, 6)
+    cache.buffer.zero_()
+    cache.tokens.extend([7, 8])
+
+    cache.append([1, 2, 3], rows)
+
+    assert cache.tokens == [7, 8, 1, 2, 3]
+    assert cache.buffer[1, 2, 0, 1, :7, 3].tolist() == [0, 0, 3, 4, 5, 0, 0]
+    assert torch.equal(cache.buffer[..., 2:5, :], rows)
+
+
+def test_a_row_takes_keys_and_values_of_all_layers_and_heads() -> None:
+    cache = numbered()
+
+    assert cache.bytes_per_row == 2 * 3 * 2 * 4 * 4
+    assert cache.copy_rows(0, 5).nbytes == 5 * cache.bytes_per_row
