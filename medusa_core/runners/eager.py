@@ -52,8 +52,8 @@ class EagerRunner:
             if plan.top_logprobs is not None:
                 logits = verified.forward.logits.index_select(0, accepted.path)
                 logprobs = logprobs_of(logits, accepted.tokens, plan.top_logprobs)
-            row, layout = pack(accepted, tree, logprobs)
-            result = layout.read(row.tolist())
+            row = pack(accepted, tree, logprobs)
+            result = row.layout.read(row.values.tolist())
             phases.end("emit")
             if constraint is not None:
                 constraint.advance(result.tokens)

@@ -13,7 +13,7 @@ from medusa_core.decoding import Logprobs
 from medusa_core.runners.runner import StepResult, TokenLogprobs
 from medusa_core.tree import SOURCES, CandidateTree
 
-__all__ = ["Layout", "pack"]
+__all__ = ["Layout", "Row", "pack"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,16 @@ class Layout:
         return [TokenLogprobs(logprob, tuple(islice(ranked, alternatives))) for logprob in chosen]
 
 
-def pack(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> tuple[Tensor, Layout]:
-    """A step's outcome as one row [R] int64 on the device, and how to read it there where it is copied to.
+@dataclass(frozen=True)
+class Row:
+    """A step's outcome on the device, [R] int64, and how to read it where it is copied to."""
+
+    values: Tensor
+    layout: Layout
+
+
+def pack(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -> Row:
+    """A step's outcome as one row [R] on the device.
 
     logprobs: of the tokens along the path, as many as there are places on it.
     """
@@ -73,7 +81,8 @@ def pack(accepted: Acceptance, tree: CandidateTree, logprobs: Logprobs | None) -
     if logprobs is not None:
         parts += [_bits(logprobs.chosen), logprobs.tokens.flatten(), _bits(logprobs.values.flatten())]
         alternatives = logprobs.tokens.shape[1]
-    return torch.cat(parts), Layout(accepted.path.shape[0], tree.num_nodes, guesses.shape[0], alternatives)
+    layout = Layout(accepted.path.shape[0], tree.num_nodes, guesses.shape[0], alternatives)
+    return Row(torch.cat(parts), layout)
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
+from medusa_core.constraints import Constraint
 from medusa_core.decoding import prefill
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.kv_cache import KVCache
-from medusa_core.runners import DecodePlan, Runner, StepResult
+from medusa_core.runners import DecodePlan, Runner, StepResult, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.tree import CandidateTree
 from tests.cast import GREEDY
@@ -49,19 +50,23 @@ def steps_of(
     ends: Sequence[int] = (),
     speculation: SpeculationParams | None = None,
     top_logprobs: int | None = None,
+    constraint: Constraint | None = None,
 ) -> list[StepResult]:
     """The first steps of an answer, without the time they took."""
     device = backbone.device
     sampler = Sampler.of_request(replace(sampling, seed=5), device)
     adjustments = Adjustments.of_request(sampling, prompt, ends, backbone.vocab_size, device)
     rule = make_rule(sampler, speculation if speculation is not None else SpeculationParams())
-    plan = DecodePlan(Turns(*drafters), adjustments, rule, None, top_logprobs)
+    plan = DecodePlan(Turns(*drafters), adjustments, rule, constraint, top_logprobs)
     cache.tokens.clear()
     computed = prefill(backbone, cache, prompt, 512, never, None)
     assert computed is not None
     past, counts = torch.tensor(len(prompt), device=device), adjustments.start()
     end = CandidateTree.chain(torch.tensor(prompt[-1:], device=device))
-    root = sampler.draw(adjustments.apply(computed.last.logits, end, past - 1, counts, None), end.depth, past, 0)
+    allowed = unpack_masks([constraint.allowed()], backbone.vocab_size, device) if constraint is not None else None
+    root = sampler.draw(adjustments.apply(computed.last.logits, end, past - 1, counts, allowed), end.depth, past, 0)
+    if constraint is not None:
+        constraint.advance(root.tolist())
     history = torch.zeros(cache.rows, dtype=torch.long, device=device)
     history[: len(prompt) + 1] = torch.tensor([*prompt, int(root)], device=device)
     counts = adjustments.count(counts, root, torch.ones_like(past))

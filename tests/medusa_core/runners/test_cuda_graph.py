@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medusa_core.config import SpeculationParams
+from medusa_core.constraints import Grammar
 from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, RootOnly
 from medusa_core.runners import EagerRunner
 from medusa_core.runners.capture import PlainLauncher
@@ -14,6 +15,7 @@ from medusa_core.sampling import SamplingParams
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, GREEDY, MockBackbone, Oracle, random_heads, tiny_backbone
 from tests.medusa_core.runners.cast import PROMPT, TapeLauncher, steps_of, tokens_of
+from tests.tiny_tokenizers import grammar_vocabulary
 
 SAMPLINGS = {
     "greedy": GREEDY,
@@ -148,10 +150,25 @@ def test_the_longest_unused_recording_goes_first() -> None:
     for drafter in (drafters[0], drafters[1], drafters[0], drafters[2], drafters[0]):
         steps_of(runner, backbone, cache, [drafter], 6)
 
-    assert runner.num_recordings == 2
     assert launcher.log.count("capture") == 3
     steps_of(runner, backbone, cache, [drafters[1]], 6)
     assert launcher.log.count("capture") == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_grammar_splits_the_step_into_three_recordings(temperature: float) -> None:
+    backbone = FloatBackbone()
+    source = DrafterSource(random_heads(backbone.lm_head.float()), torch.ones(3), 16, 6, True, CPU)
+    drafters = [source.get(Asked(SpeculationParams("tree", size), (), len(PROMPT), True)) for size in (4, 8)]
+    vocabulary, grammar = grammar_vocabulary(backbone.vocab_size, 2), Grammar.regex("[ab](,[ab]){60,90}").text
+    launcher, cache, sampling = TapeLauncher(), backbone.new_cache(512), SamplingParams(temperature)
+    asked = backbone, cache, drafters, 16, sampling
+    eager = steps_of(EagerRunner(backbone, cache), *asked, constraint=vocabulary.compile(grammar))
+    replayed = steps_of(GraphRunner(backbone, cache, launcher), *asked, constraint=vocabulary.compile(grammar))
+
+    assert replayed == eager
+    assert launcher.log.count("capture") == 2 * 3
+    assert any(result.accepted for result in replayed)
 
 
 def test_a_step_that_the_host_has_to_wait_for_is_never_recorded(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,8 +11,8 @@ ACCEPTED = Acceptance(torch.tensor([0, 2, 0]), torch.tensor([6, 8, 1]), torch.te
 
 
 def test_a_row_tells_what_was_emitted_and_who_drafted_it() -> None:
-    row, layout = pack(ACCEPTED, TREE, None)
-    result = layout.read(row.tolist())
+    row = pack(ACCEPTED, TREE, None)
+    result = row.layout.read(row.values.tolist())
 
     assert result.tokens == [6, 8]
     assert result.path == [2]
@@ -24,14 +24,14 @@ def test_a_row_tells_what_was_emitted_and_who_drafted_it() -> None:
 def test_log_probabilities_come_over_bit_for_bit() -> None:
     logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(0)) * 30
     logprobs = logprobs_of(logits, ACCEPTED.tokens, 4)
-    row, layout = pack(ACCEPTED, TREE, logprobs)
+    row = pack(ACCEPTED, TREE, logprobs)
 
-    assert row.dtype == torch.int64
-    assert layout.read(row.tolist()).logprobs == to_host(logprobs)[:2]
+    assert row.values.dtype == torch.int64
+    assert row.layout.read(row.values.tolist()).logprobs == to_host(logprobs)[:2]
 
 
 def test_a_token_may_be_scored_without_alternatives() -> None:
     empty = torch.zeros(3, 0)
-    row, layout = pack(ACCEPTED, TREE, Logprobs(torch.tensor([-0.5, -torch.inf, 0.0]), empty.long(), empty))
+    row = pack(ACCEPTED, TREE, Logprobs(torch.tensor([-0.5, -torch.inf, 0.0]), empty.long(), empty))
 
-    assert layout.read(row.tolist()).logprobs == [TokenLogprobs(-0.5, ()), TokenLogprobs(-torch.inf, ())]
+    assert row.layout.read(row.values.tolist()).logprobs == [TokenLogprobs(-0.5, ()), TokenLogprobs(-torch.inf, ())]
