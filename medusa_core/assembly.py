@@ -56,6 +56,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     adapter = find_adapter(source) if source is not None and config.adapter else None
     backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
     weights = judge_model(backbone.model)
+    if config.fuse:
+        backbone.fuse(max_context)
     progress("loading the heads", 0.8)
     # what the repository of a hub id holds is known once the model was fetched
     source = source if source is not None else find_heads(location)

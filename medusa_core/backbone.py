@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
+from medusa_core.fusion import Pass, Trial, fuse
 from medusa_core.kv_cache import KVCache
 from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
@@ -153,6 +154,8 @@ class TransformersBackbone:
         self._windows = attention_windows(config)
         self._layout = self._key_value_layout()
         self._group = config.num_attention_heads // self._layout.num_kv_heads
+        self._compute: Pass = self._own_pass
+        self._positions = self.max_positions
         self._check()
 
     @property
@@ -171,11 +174,32 @@ class TransformersBackbone:
     ) -> Forward:
         """See Backbone.forward; hidden [N, H] and logits [N, V], or [1, V] when `last_only`."""
         cache.prepare(past, tree.num_nodes, visible_rows)
-        masks = {kind: self._float_mask(tree, past, visible_rows, w) for kind, w in self._windows.items()}
+        masks = {kind: self._additive(tree_mask(tree, past, visible_rows, w)) for kind, w in self._windows.items()}
         # Slots past the last position are cut by the limit anyway; only the table look-up must stay in range.
-        positions = (past + tree.depth).clamp(max=self.max_positions - 1)
+        positions = (past + tree.depth).clamp(max=self._positions - 1)
+        return Forward(*self._compute(tree.tokens, positions, masks, cache, last_only))
+
+    def fuse(self, max_context: int) -> None:
+        """Compute in fewer kernels from now on, if this family's layers allow it; see medusa_core.fusion.
+
+        max_context: longest sequence that will be computed; positions behind it are no longer told apart.
+        """
+        positions = min(max_context, self.max_positions)
+        trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
+        self._compute = fuse(self.model, tree_attention, self._windows.keys(), positions, trial)
+        self._positions = positions if self.is_fused else self.max_positions
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether something else than the model's own modelling code computes its passes."""
+        return self._compute != self._own_pass
+
+    def _own_pass(
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One pass by the model's own modelling code; see fusion.Pass."""
         output = self.model(
-            input_ids=tree.tokens[None],
+            input_ids=tokens[None],
             position_ids=positions[None],
             attention_mask=self._by_kind(masks),
             past_key_values=cache,
@@ -183,16 +207,15 @@ class TransformersBackbone:
             output_hidden_states=-1,
             logits_to_keep=int(last_only),
         )
-        return Forward(output.hidden_states[-1][0], output.logits[0])
+        return output.hidden_states[-1][0], output.logits[0]
 
     @staticmethod
     def _by_kind(masks: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         """Masks in the form the family takes: one for all layers, or one for each kind of layer."""
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _float_mask(self, tree: CandidateTree, past: Tensor, visible_rows: int, window: int | None) -> Tensor:
-        """The mask as attention adds it, [1, 1, g * N, S], repeated for grouped queries once per step."""
-        allowed = tree_mask(tree, past, visible_rows, window)
+    def _additive(self, allowed: Tensor) -> Tensor:
+        """A mask [N, S] bool as attention adds it, [1, 1, g * N, S], repeated for grouped queries once per step."""
         lowest = torch.finfo(self.dtype).min
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill(~allowed, lowest)
         return mask.repeat(self._group, 1)[None, None]

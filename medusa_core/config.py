@@ -48,6 +48,8 @@ class EngineConfig:
                        last is kept. None is 256 on a CPU, and on CUDA a tenth of what the weights leave free.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
     num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
+    fuse:              whether the base is computed in fewer kernels than its own modelling code takes, where a trial at
+                       load shows that the results are the same.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
     """
 
@@ -65,6 +67,7 @@ class EngineConfig:
     prefix_cache: int | None = None
     prefill_chunk: int = 512
     num_threads: int | None = None
+    fuse: bool = True
     self_test: bool = True
 
     def __post_init__(self) -> None:

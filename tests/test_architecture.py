@@ -24,7 +24,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"decoding"},
         {"drafters", "loading", "self_test"},
         {"backbone", "acceptance"},
-        {"checkpoints"},
+        {"checkpoints", "fusion"},
         {"adjustments", "kv_cache", "heads", "node_choice", "pacing", "pictures"},
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},

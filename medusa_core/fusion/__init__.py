@@ -1,0 +1,6 @@
+"""The same model in fewer kernels: read from a finished transformers model, and used only where it gives the same."""
+
+from medusa_core.fusion.model import FusedModel, Pass
+from medusa_core.fusion.trial import Trial, fuse
+
+__all__ = ["FusedModel", "Pass", "Trial", "fuse"]

@@ -1,0 +1,102 @@
+"""A forward pass of few kernels over the parameters of a transformers model.
+
+Knows decoders that normalise before attention and before the MLP, as Llama does. It is no model of its own: every
+module it does not compute itself is called, and it is used only where a trial shows it equal to the model's own pass.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from medusa_core.fusion.layers import Attention, FusedLayer, read_layer, read_norm
+from medusa_core.fusion.products import join
+from medusa_core.kv_cache import KVCache
+
+__all__ = ["AttentionFunction", "FusedModel", "Pass"]
+
+AttentionFunction = Callable[..., tuple[Tensor, None]]
+
+
+class Pass(Protocol):
+    """How a tree of N nodes is computed; writes the cache's scratch rows, which were prepared for it."""
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and positions [N], for each kind of layer an additive mask [1, 1, g * N, S].
+
+        Returns the hidden states [N, H] after the final norm, and logits [N, V], or [1, V] of the last node only.
+        """
+        ...
+
+
+class FusedModel:
+    """See Pass. Holds no state between calls."""
+
+    @torch.no_grad()
+    def __init__(self, model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int) -> None:
+        """Read a model's parameters.
+
+        attend:    the attention function, as transformers would call it.
+        kinds:     the kinds of layer that masks are made for.
+        positions: how many positions may occur; positions behind them are read as the last.
+
+        Raises AttributeError, TypeError or ValueError where the model is not of the kind that is known here.
+        """
+        config, base = model.config.get_text_config(), model.base_model
+        self._attend = attend
+        self._embed: nn.Module = model.get_input_embeddings()
+        self._layers: list[FusedLayer] = [read_layer(layer, config) for layer in base.layers]
+        named = getattr(config, "layer_types", None)
+        self._kinds: list[str] = list(named) if len(kinds) > 1 and named else list(kinds) * len(self._layers)
+        self._norm = read_norm(base.norm)
+        self._lm_head = join([model.get_output_embeddings()])
+        self._turns = _turns(base.rotary_emb, self._embed.weight, positions)
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See Pass: [N] tokens and positions; hidden [N, H] and logits [N, V] or [1, V]."""
+        turns = self._turns.index_select(0, positions)  # [N, 2, D]
+        rows = self._embed(tokens)
+        for index, (layer, kind) in enumerate(zip(self._layers, self._kinds, strict=True)):
+            normed = layer.attention_norm(rows)
+            mixed = self._attention(layer.attention, index, normed, turns, masks[kind], cache)
+            rows = layer.attention.output.add_to(rows, mixed)
+            rows = layer.mlp.add_to(rows, layer.mlp_norm(rows))
+        hidden = self._norm(rows)
+        return hidden, self._lm_head(hidden[-1:] if last_only else hidden)
+
+    def _attention(
+        self, own: Attention, layer: int, rows: Tensor, turns: Tensor, mask: Tensor, cache: KVCache
+    ) -> Tensor:
+        """Attention of rows [N, H] over the cache, before its output projection: [N, Hq * D]."""
+        num_nodes, num_turned = rows.shape[0], own.num_heads + own.num_kv_heads
+        heads = own.heads(rows).view(num_nodes, num_turned + own.num_kv_heads, own.head_dim)
+        turned = heads[:, :num_turned]
+        if own.head_norm is not None:
+            turned.copy_(own.head_norm(turned))
+        if own.is_rotary:
+            _turn(turned[..., : turns.shape[-1]], turns)
+        query = heads[:, : own.num_heads].transpose(0, 1)[None]
+        states = heads[:, own.num_heads :].view(num_nodes, 2, own.num_kv_heads, own.head_dim)
+        cache.buffer[:, layer, 0].index_copy_(2, cache.write_rows, states.permute(1, 2, 0, 3))
+        keys, values = cache.buffer[:, layer, :, :, : cache.visible_rows]
+        mixed, _ = self._attend(own.module, query, keys, values, mask, scaling=own.scaling)
+        return mixed.view(num_nodes, own.num_heads * own.head_dim)
+
+
+def _turns(rotary: Any, like: Tensor, positions: int) -> Tensor:
+    """What rotary positions multiply with, [positions, 2, D]: the cosine, and the sine with its sign folded in."""
+    cosine, sine = rotary(like[:1, None], torch.arange(positions, device=like.device)[None])
+    signed = sine[0].clone()
+    signed[:, : signed.shape[1] // 2].neg_()
+    return torch.stack([cosine[0], signed], dim=1)
+
+
+def _turn(heads: Tensor, turns: Tensor) -> None:
+    """Turn heads [N, heads, D] to their positions, in place; turns [N, 2, D]."""
+    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+    heads.mul_(turns[:, :1]).addcmul_(swapped, turns[:, 1:])
