@@ -11,6 +11,7 @@ __all__ = [
     "EngineConfig",
     "HeadsConfig",
     "Quantization",
+    "RunnerName",
     "SpeculationMode",
     "SpeculationParams",
     "TreeKind",
@@ -24,6 +25,7 @@ SpeculationMode = Literal["auto", "tree", "static", "chain", "off"]
 TreeKind = Literal["dynamic", "static"]
 AcceptanceName = Literal["exact", "typical"]
 Quantization = Literal["none", "int8", "int4", "fp8", "bnb8", "bnb4"]
+RunnerName = Literal["auto", "eager", "cuda_graph"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class EngineConfig:
     num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
     fuse:              whether the base is computed in fewer kernels than its own modelling code takes, where a trial at
                        load shows that the results are the same.
+    runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step; `auto`
+                       records on CUDA.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
     """
 
@@ -68,6 +72,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     num_threads: int | None = None
     fuse: bool = True
+    runner: RunnerName = "auto"
     self_test: bool = True
 
     def __post_init__(self) -> None:
@@ -81,8 +86,9 @@ class EngineConfig:
             raise ConfigurationError("max_context is 1, it must hold a token of the prompt and one of the answer: 2")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
-        if self.tree not in get_args(TreeKind):
-            raise ConfigurationError(f"tree is {self.tree!r}, it must be {' or '.join(get_args(TreeKind))}")
+        for name, kinds in (("tree", TreeKind), ("runner", RunnerName)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}, it must be {' or '.join(get_args(kinds))}")
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from medusa_core.backbone import Backbone
 from medusa_core.calibration import Calibration
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
-from medusa_core.decoding import logprobs_of
+from medusa_core.decoding import bucket, logprobs_of
 from medusa_core.drafters import Asked, Drafters, DraftState, Paced
 from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.pacing import FixedPace, Pace
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
-from medusa_core.runners import DecodePlan, EagerRunner, Runner, StepResult, to_host, unpack_masks
+from medusa_core.runners import DecodePlan, EagerRunner, MakeRunner, StepResult, choose_runner, to_host, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
 from medusa_core.text import TextCodec
@@ -52,6 +52,7 @@ class Engine:
         drafters: Drafters,
         load_vocabulary: Callable[[], GrammarVocabulary],
         store: PrefixStore,
+        make_runner: MakeRunner = EagerRunner,
     ) -> None:
         """`load_vocabulary` is called once, when the first grammar is asked for; `store` keeps earlier sequences."""
         self.info = info
@@ -60,8 +61,9 @@ class Engine:
         self._backbone, self._drafters = backbone, drafters
         # Behind the context: the slots of one tree, and the block that its commit writes.
         scratch = info.tree_nodes + info.max_depth + 1
-        self._cache = backbone.new_cache(info.max_context + scratch)
-        self._runner: Runner = EagerRunner(backbone, self._cache)
+        # Rounded up, because attention kernels want masks of round widths.
+        self._cache = backbone.new_cache(bucket(info.max_context + scratch))
+        self._runner = make_runner(backbone, self._cache)
         self._prefiller = Prefiller(backbone, self._cache, store, prefill_chunk)
 
     @classmethod
@@ -84,7 +86,9 @@ class Engine:
             return GrammarVocabulary(codec.tokenizer_json, codec.vocab_size, info.vocab_size, info.eos_token_ids)
 
         store = PrefixStore(store_budget(config.prefix_cache, parts.backbone.device))
-        engine = cls(parts.backbone, parts.info, config.prefill_chunk, parts.drafters, load_vocabulary, store)
+        make_runner = choose_runner(config.runner, parts.backbone.device)
+        chunk = config.prefill_chunk
+        engine = cls(parts.backbone, parts.info, chunk, parts.drafters, load_vocabulary, store, make_runner)
         progress("warming up", 0.9)
         engine.warm_up()
         if parts.heads is not None and config.self_test:

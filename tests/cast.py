@@ -16,6 +16,7 @@ from medusa_core.generation import EngineInfo, GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.kv_cache import KVCache
 from medusa_core.prefix_cache import PrefixStore
+from medusa_core.runners import EagerRunner, MakeRunner
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree, TreeTopology
 
@@ -122,6 +123,7 @@ def make_engine(
     has_lookup: bool = True,
     vocabulary: GrammarVocabulary | None = None,
     prefix_budget: int = 1 << 24,
+    make_runner: MakeRunner = EagerRunner,
 ) -> Engine:
     """An engine around any backbone, without files; `drafter` stands in for the heads."""
 
@@ -150,7 +152,7 @@ def make_engine(
     )
     made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
     drafters = Always(drafter) if drafter is not None else made
-    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, PrefixStore(prefix_budget))
+    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, PrefixStore(prefix_budget), make_runner)
 
 
 def run(engine: Engine, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **options: Any) -> list[int]:

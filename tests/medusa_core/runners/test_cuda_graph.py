@@ -1,4 +1,5 @@
 import itertools
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +9,15 @@ import torch
 from medusa_core.config import SpeculationParams
 from medusa_core.constraints import Grammar
 from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, RootOnly
-from medusa_core.runners import EagerRunner
+from medusa_core.engine import Engine
+from medusa_core.generation import GenerationRequest
+from medusa_core.kv_cache import KVCache
+from medusa_core.runners import EagerRunner, Runner
 from medusa_core.runners.capture import PlainLauncher
 from medusa_core.runners.cuda_graph import GraphRunner, coarse_bucket
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import TreeTopology
-from tests.cast import CPU, GREEDY, MockBackbone, Oracle, random_heads, tiny_backbone
+from tests.cast import CPU, GREEDY, MockBackbone, Oracle, make_engine, random_heads, tiny_backbone
 from tests.medusa_core.runners.cast import PROMPT, TapeLauncher, steps_of, tokens_of
 from tests.tiny_tokenizers import grammar_vocabulary
 
@@ -196,3 +200,59 @@ def test_a_bucket_holds_the_rows_and_not_many_more(rows: int) -> None:
     assert rows <= found <= max(256, rows * 5 // 4 + 256)
     assert found % 256 == 0
     assert coarse_bucket(found) == found
+
+
+def recording(backbone: Any, cache: KVCache) -> Runner:
+    return GraphRunner(backbone, cache, TapeLauncher())
+
+
+def answers(engine: Engine, request: GenerationRequest) -> list[tuple[Any, ...]]:
+    """What an answer's deltas hold, apart from times."""
+    found = []
+    for delta in engine.generate(request):
+        step = delta.step
+        counted = (step.drafted, step.accepted, step.head_hits) if step is not None else None
+        found.append((delta.tokens, delta.finish_reason, delta.logprobs, counted))
+    return found
+
+
+def random_request(seed: int, room: int) -> GenerationRequest:
+    """One of all that can be asked for."""
+    chance = random.Random(seed)
+    prompt = tuple(chance.randrange(3, 23) for _ in range(chance.randrange(1, room - 1)))
+    sampling = SamplingParams(
+        temperature=chance.choice([0.0, 0.8, 1.5]),
+        top_p=chance.choice([1.0, 0.9]),
+        top_k=chance.choice([None, 5, 70]),
+        seed=seed,
+        presence_penalty=chance.choice([0.0, 0.5]),
+        repetition_penalty=chance.choice([1.0, 1.2]),
+        logit_bias=chance.choice([(), ((4, 2.0),)]),
+        min_tokens=chance.choice([0, 6]),
+    )
+    return GenerationRequest(
+        prompt,
+        sampling,
+        SpeculationParams(chance.choice(["auto", "tree", "chain", "off"]), chance.choice([None, 1, 3, 8])),
+        max_tokens=chance.choice([None, 1, 2, 9, 40]),
+        stop_token_ids=frozenset(chance.sample(range(3, 23), chance.randrange(3))),
+        top_logprobs=chance.choice([None, 0, 2]),
+        prediction=prompt[: chance.choice([0, 4])],
+        grammar=chance.choice([None, None, Grammar.regex("[ab](,[ab]){3,9}").text]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_requests_in_sequence_are_answered_as_by_an_eager_engine(seed: int) -> None:
+    backbone, room = FloatBackbone(), 60
+    options: dict[str, Any] = {
+        "heads": random_heads(backbone.lm_head.float()),
+        "max_context": room,
+        "eos": (2,),
+        "vocabulary": grammar_vocabulary(backbone.vocab_size, 2),
+    }
+    replaying, eager = make_engine(backbone, make_runner=recording, **options), make_engine(backbone, **options)
+    for number in range(12):
+        request = random_request(100 * seed + number, room)
+
+        assert answers(replaying, request) == answers(eager, request)
