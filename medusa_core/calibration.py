@@ -65,7 +65,7 @@ class Calibration:
     accuracies:      [K][R], share of samples in which the true token was the head's guess of exactly this rank.
     samples:         [K], what each head's shares are divided by; later heads see fewer positions.
     temperatures:    [K], divide each head's logits so that its probabilities can be believed.
-    latency:         what a step costs, one curve for each place where somebody measured it.
+    latency:         what a step costs, at each place where somebody measured it, a curve for each context.
     trees:           the best static tree by its nodes N, root included in N and left out of the paths.
     tokens_per_step: bonus included, by N, counted on real prompts with dynamic trees.
     """
@@ -120,9 +120,13 @@ class Calibration:
         """How likely the node at this path is on the path the model takes, its heads taken as independent."""
         return math.prod(self.accuracies[depth][rank] for depth, rank in enumerate(path))
 
+    def curves_at(self, place: Place) -> tuple[LatencyCurve, ...]:
+        """What a step costs at this very place, by context, the shortest first; empty where nobody measured."""
+        return tuple(sorted((curve for curve in self.latency if curve.place == place), key=lambda curve: curve.context))
+
     def curve_at(self, place: Place) -> LatencyCurve | None:
-        """What a step costs at this very place, if it was ever measured there."""
-        return next((curve for curve in self.latency if curve.place == place), None)
+        """What a step costs at this very place behind the shortest context, if it was ever measured there."""
+        return next(iter(self.curves_at(place)), None)
 
     def best_nodes(self, curve: LatencyCurve) -> int:
         """The number of nodes with most tokens per second; the smallest of equals.
@@ -139,10 +143,11 @@ class Calibration:
             return self.tokens_per_step[num_nodes]
         return self.expected_tokens_per_step(num_nodes)
 
-    def with_latency(self, curve: LatencyCurve) -> Self:
-        """The same with one more curve, in place of an earlier one from the same place."""
-        others = tuple(other for other in self.latency if other.place != curve.place)
-        return replace(self, latency=(*others, curve))
+    def with_latency(self, *curves: LatencyCurve) -> Self:
+        """The same with more curves, in place of earlier ones from the same places."""
+        measured = {curve.place for curve in curves}
+        others = tuple(other for other in self.latency if other.place not in measured)
+        return replace(self, latency=(*others, *curves))
 
     def _likeliest_nodes(self, count: int) -> Iterator[tuple[tuple[int, ...], float]]:
         """The likeliest nodes with their probability, best first, so that a parent always precedes its children.

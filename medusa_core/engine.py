@@ -211,6 +211,7 @@ class Engine:
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
             step = StepStats(
+                num_nodes=result.num_nodes,
                 drafted=result.drafted,
                 accepted=tuple(result.accepted),
                 head_hits=tuple(result.head_hits),

@@ -55,6 +55,7 @@ class PromptStats:
 class StepStats:
     """One verifying forward pass.
 
+    num_nodes: N, slots of the tree, root included.
     drafted:   used nodes of the tree by who drafted them, root not counted.
     accepted:  who drafted each token of the accepted path, bonus not counted, before anything was cut.
     head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
@@ -62,6 +63,7 @@ class StepStats:
     phases:    seconds spent in each part of the step; empty where that could only be known by waiting for the device.
     """
 
+    num_nodes: int
     drafted: dict[str, int]
     accepted: tuple[str, ...]
     head_hits: tuple[bool, ...]
@@ -96,7 +98,9 @@ class EngineInfo:
                       repetition_penalty.
     place:            where seconds are measured.
     calibration:      what is known of the heads; None without heads, or where nobody calibrated them.
-    tree:             what `auto` drafts; `tree_reason` says why its trees have so many nodes.
+    tree_nodes:       nodes of a tree where the size is fixed; `tree_reason` says why so many.
+    tree:             what `auto` drafts.
+    tree_sizes:       the sizes of which `auto` takes the fastest at every step; empty where it takes the fixed one.
     adapter:          folder of the adapter that is merged into the base; None without one.
     head_check:       share of a short greedy run on which each head was right; None where nobody tried.
     """
@@ -119,3 +123,9 @@ class EngineInfo:
     tree_reason: str
     adapter: str | None
     head_check: tuple[float, ...] | None = None
+    tree_sizes: tuple[int, ...] = ()
+
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the largest tree that a request may have."""
+        return max((self.tree_nodes, *self.tree_sizes))

@@ -1,7 +1,7 @@
 """How many nodes the tree of each step has. Host side and pure Python: knows neither tensors nor devices."""
 
 from medusa_core.pacing.costs import StepCosts
-from medusa_core.pacing.gains import Gains, carefully_expected
+from medusa_core.pacing.gains import Gains, expected_tokens
 from medusa_core.pacing.learning import LearningPace, Pacing
 from medusa_core.pacing.pace import FixedPace, Pace
 from medusa_core.pacing.timing import TimingPlan, time_steps
@@ -14,6 +14,6 @@ __all__ = [
     "Pacing",
     "StepCosts",
     "TimingPlan",
-    "carefully_expected",
+    "expected_tokens",
     "time_steps",
 ]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-__all__ = ["Gains", "carefully_expected"]
+from medusa_core.calibration import Calibration
+
+__all__ = ["Gains", "expected_tokens"]
 
 # Tokens up to which the ratio of two averages is not believed: it would be one of two small numbers.
 _FEW = 0.25
@@ -55,7 +57,9 @@ class Gains:
         return found
 
 
-def carefully_expected(sizes: Sequence[int], has_heads: bool) -> dict[int, float]:
-    """Tokens per step by size where nobody ever counted them: those of the next smaller size in a cautious table."""
+def expected_tokens(sizes: Sequence[int], calibration: Calibration | None, has_heads: bool) -> dict[int, float]:
+    """Tokens per step by size as they were calibrated, else those of the next smaller size in a cautious table."""
+    if calibration is not None:
+        return {size: calibration.tokens_at(size) if size > 1 else 1.0 for size in sizes}
     known = _WITH_HEADS if has_heads else _WITHOUT_HEADS
     return {size: known[max(line for line in known if line <= size)] for size in sizes}

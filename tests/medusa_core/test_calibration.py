@@ -153,6 +153,15 @@ def test_seconds_count_only_where_they_were_measured(other: Place) -> None:
     assert (both.curve_at(HERE), both.curve_at(other)) == (CURVE, elsewhere)
 
 
+def test_a_place_may_have_a_curve_for_each_context_and_they_are_replaced_together() -> None:
+    long, short = LatencyCurve(HERE, 4096, {1: 0.3}), LatencyCurve(HERE, 128, {1: 0.2})
+    both = TWO_HEADS.with_latency(long, short)
+
+    assert both.curves_at(HERE) == (short, long)
+    assert both.curve_at(HERE) == short
+    assert both.with_latency(CURVE).curves_at(HERE) == (CURVE,)
+
+
 def test_the_size_of_trees_is_chosen_by_what_was_measured_here_and_said_with_its_reason() -> None:
     assert choose_nodes(TWO_HEADS, HERE, 8) == (
         4,

@@ -1,6 +1,7 @@
 import pytest
 
-from medusa_core.pacing import Gains, carefully_expected
+from medusa_core.calibration import Calibration
+from medusa_core.pacing import Gains, expected_tokens
 
 
 def test_averages_begin_with_what_is_known() -> None:
@@ -48,8 +49,14 @@ def test_what_is_seen_seldom_weighs_more() -> None:
 
 def test_expectations_are_lower_without_heads_and_know_every_size() -> None:
     sizes = (1, 2, 4, 12, 300)
-    with_heads, without = carefully_expected(sizes, True), carefully_expected(sizes, False)
+    with_heads, without = expected_tokens(sizes, None, True), expected_tokens(sizes, None, False)
 
     assert sorted(with_heads.values()) == list(with_heads.values())
     assert all(1.0 < without[size] < with_heads[size] for size in sizes[1:])
     assert with_heads[1] == without[1] == 1.0
+
+
+def test_expectations_are_the_calibrations_where_there_is_one() -> None:
+    calibration = Calibration(((0.5, 0.2),), (9,), (1.0,), tokens_per_step={1: 1.0, 4: 1.9})
+
+    assert expected_tokens((1, 2, 4), calibration, True) == pytest.approx({1: 1.0, 2: 1.5, 4: 1.9})
