@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     prompt_lookup: bool = Field(
         True, description="also draft what followed earlier in the text; off, trees are left to the heads"
     )
+    prefix_cache: int | None = Field(
+        None,
+        ge=0,
+        description="MiB of earlier conversations to keep, 0 for none; left out: 256, or a tenth of a GPU's free memory",
+    )
     quantize: Quantization = Field(
         "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
     )

@@ -43,6 +43,7 @@ def serve(
     tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
     tree: Annotated[Text, _setting("tree")] = None,
     prompt_lookup: Annotated[bool | None, _setting("prompt_lookup")] = None,
+    prefix_cache: Annotated[Text, _setting("prefix_cache")] = None,
     quantize: Annotated[Text, _setting("quantize")] = None,
     adapter: Annotated[bool | None, _setting("adapter")] = None,
     threads: Annotated[Text, _setting("threads")] = None,

@@ -17,6 +17,12 @@ def test_a_context_without_room_for_an_answer_is_refused() -> None:
         EngineConfig(max_context=1)
 
 
+def test_a_prefix_cache_may_be_nothing_but_not_less() -> None:
+    assert EngineConfig(prefix_cache=0).prefix_cache == 0
+    with pytest.raises(ConfigurationError, match="prefix_cache is -1, it must be at least 0 MiB"):
+        EngineConfig(prefix_cache=-1)
+
+
 def test_heads_need_a_positive_shape() -> None:
     with pytest.raises(ConfigurationError, match="num_heads >= 1"):
         HeadsConfig(0, 1, 8, 8, True)

@@ -156,6 +156,20 @@ def test_the_second_turn_finds_its_history_in_the_cache(server: Running) -> None
     assert prompt_tokens < longer["usage"]["prompt_tokens_details"]["cached_tokens"] < longer["usage"]["prompt_tokens"]
 
 
+def test_without_a_prefix_cache_another_conversation_displaces_the_last(server: Running, checkpoint: Path) -> None:
+    def cached(asked: Running) -> list[int]:
+        answers = [complete(asked, prompt=PROMPT * times, max_tokens=20) for times in (6, 6)]
+        complete(asked, prompt="something else " * 6, max_tokens=20)
+        answers.append(complete(asked, prompt=PROMPT * 6, max_tokens=20))
+        assert len({str(answer["choices"]) for answer in answers}) == 1
+        return [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers[1:]]
+
+    with running(checkpoint, ENGINE_FACTORY, prefix_cache=0, tree_nodes=8, threads=1) as without:
+        again, later = cached(without)
+    assert again > 0 and later == 0
+    assert cached(server) == [again, again]
+
+
 def test_ids_and_text_are_the_same_prompt(server: Running, checkpoint: Path) -> None:
     ids = TextCodec.load(str(checkpoint)).encode(PROMPT)
 
