@@ -5,13 +5,14 @@ does to its logits (scaling, soft cap) is done by the model itself. reference: D
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 ATTENTION = "medusa_tree"
+
+# In order of preference. Flash kernels take no mask; benchmarks/gpu.py tells which of these ran, and times them all.
+_CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ def tree_attention(
             scores = torch.cat([scores, sink.float()], dim=-1)
         output = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype) @ value
     return output.reshape(1, num_heads, nodes, -1).transpose(1, 2).contiguous(), None
+
+
+def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Which kernels attention runs on, so that all passes of a model run on the same and none is chosen unseen."""
+    return sdpa_kernel(_CUDA_KERNELS, set_priority=True) if device.type == "cuda" else nullcontext()
 
 
 def register_attention() -> None:
@@ -177,7 +186,8 @@ class TransformersBackbone:
         masks = {kind: self._additive(tree_mask(tree, past, visible_rows, w)) for kind, w in self._windows.items()}
         # Slots past the last position are cut by the limit anyway; only the table look-up must stay in range.
         positions = (past + tree.depth).clamp(max=self._positions - 1)
-        return Forward(*self._compute(tree.tokens, positions, masks, cache, last_only))
+        with _attention_kernels(self.device):
+            return Forward(*self._compute(tree.tokens, positions, masks, cache, last_only))
 
     def fuse(self, max_context: int) -> None:
         """Compute in fewer kernels from now on, if this family's layers allow it; see medusa_core.fusion.

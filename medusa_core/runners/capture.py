@@ -83,8 +83,10 @@ class CudaLauncher:
     def capture(self, work: Work) -> Work:
         """See Launcher.capture; raises EngineError when the work holds something that cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local")
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+            # the outer context brings the current stream back even where the recording cannot be ended
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:
                 work()
         except RuntimeError as error:
             raise EngineError(
