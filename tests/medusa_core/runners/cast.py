@@ -39,6 +39,10 @@ def never() -> bool:
     return False
 
 
+def nothing() -> None:
+    pass
+
+
 def steps_of(
     runner: Runner,
     backbone: Any,
@@ -51,6 +55,7 @@ def steps_of(
     speculation: SpeculationParams | None = None,
     top_logprobs: int | None = None,
     constraint: Constraint | None = None,
+    before_steps: Callable[[], None] = nothing,
 ) -> list[StepResult]:
     """The first steps of an answer, without the time they took."""
     device = backbone.device
@@ -71,6 +76,7 @@ def steps_of(
     history[: len(prompt) + 1] = torch.tensor([*prompt, int(root)], device=device)
     counts = adjustments.count(counts, root, torch.ones_like(past))
     state = DraftState(root[0], computed.last.hidden[0], past, counts, history)
+    before_steps()
     return [replace(result, phases={}) for result in islice(runner.steps(plan, state, len(prompt)), num_steps)]
 
 

@@ -19,17 +19,8 @@ from medusa_core.sampling import SamplingParams
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, GREEDY, MockBackbone, Oracle, make_engine, random_heads, tiny_backbone
 from tests.medusa_core.runners.cast import PROMPT, TapeLauncher, steps_of, tokens_of
+from tests.medusa_core.runners.samplings import SAMPLINGS
 from tests.tiny_tokenizers import grammar_vocabulary
-
-SAMPLINGS = {
-    "greedy": GREEDY,
-    "sampled": SamplingParams(0.8),
-    "filtered": SamplingParams(1.0, top_p=0.9, top_k=12, min_p=0.02),
-    "penalised": SamplingParams(
-        0.7, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2, logit_bias=((3, 4.0), (5, -9.0))
-    ),
-    "not yet at its end": SamplingParams(0.0, min_tokens=14),
-}
 
 
 def drafters_for(backbone: Any, *nodes: int) -> list[Drafter]:
