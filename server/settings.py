@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     prefix_cache: int | None = Field(
         None,
         ge=0,
-        description="MiB of earlier conversations to keep, 0 for none; left out: 256, or a tenth of a GPU's free memory",
+        description="earlier conversations to keep, in MiB, or 0; left out: 256, or a tenth of a GPU's free memory",
     )
     quantize: Quantization = Field(
         "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
