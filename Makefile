@@ -7,7 +7,7 @@ CLIENTS_STAMP := .venv-clients/.installed
 NODE_CLIENTS := .work/clients/node
 NODE_STAMP := $(NODE_CLIENTS)/.installed
 
-.PHONY: setup serve test test-clients lint bench demo clean
+.PHONY: setup serve test test-clients lint bench bench-peers demo clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,13 @@ lint: setup  ## formatting, style and types
 
 bench: setup  ## tokens per step and decode speed of the demo model
 	$(BIN)/python benchmarks/decode.py
+
+bench-peers: setup  ## our server through HTTP, alone and beside transformers and llama.cpp, in .work/peers
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
+	$(BIN)/python benchmarks/llama_cpp.py
+	$(BIN)/python benchmarks/serve.py --out .work/peers/serve.json
+	$(BIN)/python benchmarks/copying.py --out .work/peers/copying.json
+	$(BIN)/python benchmarks/peers.py --out .work/peers/peers.json --chart .work/peers/peers.svg
 
 demo: setup  ## train the demo model anew, from the standard library to the heads, in .work/demo
 	$(BIN)/python -m medusa_core.demo.build --work .work/demo

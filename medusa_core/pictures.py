@@ -5,7 +5,7 @@ with the extra for training and is imported when the first picture is drawn.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ __all__ = [
     "need_matplotlib",
     "prepare_folder",
     "save",
+    "speed_bars",
     "speed_by_nodes",
     "static_tree",
     "step_latency",
@@ -232,6 +233,36 @@ def step_latency(curves: Mapping[str, Mapping[int, float]], model: str) -> Any:
     _nodes_axis(axes, sorted({count for seconds in curves.values() for count in seconds}))
     axes.set_ylim(0.0, axes.get_ylim()[1] * 1.08)
     axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def speed_bars(
+    sets: Mapping[str, Mapping[str, tuple[float, float, float]]], highlighted: Collection[str], title: str
+) -> Any:
+    """Tokens per second of several peers, one bar each, beside each other one field for each set of prompts.
+
+    sets:        by set and peer, in the order of the bars: median, 10th and 90th percentile.
+    highlighted: peers whose bars stand out.
+    """
+    names = list(next(iter(sets.values())))
+    figure = _figure(max(2.2, 1.3 + 0.3 * len(names)))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
+    fields = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
+    colours = [COLOURS[0] if name in highlighted else COLOURS[7] for name in names]
+    for axes, (prompts, peers) in zip(fields, sets.items(), strict=True):
+        _plain(axes)
+        medians = [peers[name][0] for name in names]
+        below, above = ([abs(peers[name][end] - peers[name][0]) for name in names] for end in (1, 2))
+        spread = {"ecolor": INK, "elinewidth": 0.8, "capsize": 2.0}
+        axes.barh(range(len(names)), medians, color=colours, height=0.7, xerr=[below, above], error_kw=spread)
+        widest = max(peers[name][2] for name in names)
+        for place, name in enumerate(names):
+            axes.text(peers[name][2] + 0.02 * widest, place, f"{peers[name][0]:.0f}", va="center", fontsize=8.5)
+        axes.set_xlim(0.0, 1.14 * widest)
+        axes.set_title(prompts, loc="left", fontsize=10, color=INK)
+        axes.grid(visible=False, axis="y")
+    fields[0].set_yticks(range(len(names)), names)
+    fields[0].invert_yaxis()
     return figure
 
 

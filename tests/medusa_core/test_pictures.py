@@ -13,6 +13,7 @@ from medusa_core.pictures import (
     loss_curves,
     prepare_folder,
     save,
+    speed_bars,
     speed_by_nodes,
     static_tree,
     step_latency,
@@ -20,7 +21,9 @@ from medusa_core.pictures import (
 
 CALIBRATION = Calibration(((0.61, 0.123), (0.4, 0.1)), (100, 99), (1.0, 1.0))
 POINTS = [BenchPoint(1, 1.0, 1.0, 2.0), BenchPoint(8, 2.3, 1.75, 3.0), BenchPoint(16, 2.5, 1.5, 4.0)]
+BARS = {"held-out": {"tree": (210.0, 190.0, 240.0), "other": (90.0, 80.0, 95.0)}}
 FIGURES = {
+    "bars": lambda: speed_bars(BARS, {"tree"}, "Tokens per second"),
     "accuracy": lambda: accuracy_by_rank(CALIBRATION),
     "latency": lambda: step_latency({"here": {1: 0.002, 8: 0.003}}, "tiny"),
     "loss": lambda: loss_curves({1: [3.0, 4.0], 2: [2.0, 3.0]}, {2: [2.5, 3.5]}),
@@ -46,6 +49,12 @@ def test_a_picture_is_a_png_that_is_legible_at_800_pixels(tmp_path: Path, name: 
     assert content.startswith(b"\x89PNG")
     assert 800 <= width <= 1600 and 300 <= height <= 2200
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_bars_are_named_and_tell_their_medians() -> None:
+    written = words(FIGURES["bars"]())
+
+    assert all(word in written for word in ("tree", "other", "held-out", "210", "90"))
 
 
 def test_a_picture_may_be_drawn_in_lines(tmp_path: Path) -> None:
