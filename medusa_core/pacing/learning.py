@@ -67,7 +67,7 @@ class LearningPace:
         self._size: int | None = None  # the last choice, probing left out
         # seconds won over plain decoding so far, and what that would have taken
         self._won, self._plain = 0.0, 0.0
-        self._since_probing = 0
+        self._since_probing: int | None = None  # None before the first
         self._probed: float | None = None  # seconds won by the probing that goes on; None when none does
 
     def choose(self, past: int) -> int:
@@ -129,17 +129,21 @@ class LearningPace:
             self._probed = None
         if self._probed is not None:
             return self._promising()
-        self._since_probing += 1
-        if not larger or self._since_probing < self._interval(size):
+        if not larger:
+            self._since_probing = 0
             return size
-        self._since_probing = 0
+        # a request that would begin plainly begins with trying: it may be unlike the ones before
+        is_due = size == 1 if self._since_probing is None else self._since_probing >= self._interval(size)
+        self._since_probing = 1 if is_due or self._since_probing is None else self._since_probing + 1
+        if not is_due:
+            return size
         if size > 1:
             return larger[0]
         self._probed = 0.0
         return self._promising()
 
     def _interval(self, size: int) -> float:
-        """Steps between two probings while this size is the fastest."""
+        """Steps from one probing to the next while this size is the fastest."""
         if size > 1:
             return _LARGER_INTERVAL
         return max(_INTERVAL, _LOST_STEPS * self._extra(self._promising()) / (_SHARE * self._seconds[1]))
