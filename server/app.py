@@ -132,6 +132,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         num_threads=settings.threads,
         quantize=settings.quantize,
         adapter=settings.adapter,
+        runner=settings.runner,
         log_level=settings.log_level,
     )
     return WorkerClient(load, settings.queue_size, metrics, factory)

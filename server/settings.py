@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from medusa_core.config import Quantization
+from medusa_core.config import Quantization, RunnerName
 from medusa_core.errors import ConfigurationError
 
 __all__ = ["ENV_PREFIX", "Settings", "load_settings"]
@@ -109,6 +109,9 @@ class Settings(BaseSettings):
         "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
     )
     adapter: bool = Field(True, description="merge the adapter that stands beside the heads, if one does")
+    runner: RunnerName = Field(
+        "auto", description="auto, eager or cuda_graph: on CUDA a step is recorded once and replayed, unless eager"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from medusa_core.config import Quantization
+from medusa_core.config import Quantization, RunnerName
 
 __all__ = [
     "Cancel",
@@ -89,6 +89,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     num_threads: int | None
     quantize: Quantization
     adapter: bool
+    runner: RunnerName
     log_level: str
 
 

@@ -81,6 +81,7 @@ class _CoreEngine:
             num_threads=load.num_threads,
             quantize=load.quantize,
             adapter=load.adapter,
+            runner=load.runner,
         )
         self._engine = Engine.load(config, progress)
         info = self._engine.info
