@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def test_heads_are_judged_timed_and_counted_and_the_engine_takes_the_best_size(t
     assert found.nodes == stored.best_nodes(found.curve)
     info = Engine.load(config(folder)).info
     assert (info.tree_nodes, "measured on this device" in info.tree_reason) == (found.nodes, True)
+
+
+def test_steps_are_also_timed_behind_a_long_context_where_the_model_holds_one(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path / "model", calibration=None)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "max_position_embeddings": 1024}))
+
+    found = calibrate(config(folder), saved_prompts(tmp_path), QUICK)
+
+    curves = found.calibration.curves_at(found.curve.place)
+    assert curves[0] == found.curve
+    assert [list(curve.seconds) for curve in curves] == [[1, 2, 6], [1, 2, 6]]
+    assert curves[0].context == 32 < 500 < curves[1].context
 
 
 def test_where_the_data_has_no_answer_the_models_own_are_judged(tmp_path: Path) -> None:
