@@ -57,7 +57,7 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     backbone = load_backbone(location, device, dtype, max_context, config.quantize, adapter)
     weights = judge_model(backbone.model)
     if config.fuse:
-        backbone.fuse(max_context)
+        backbone.fuse(max_context, config.compile)
     progress("loading the heads", 0.8)
     # what the repository of a hub id holds is known once the model was fetched
     source = source if source is not None else find_heads(location)

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
-from medusa_core.fusion import Pass, Trial, fuse
+from medusa_core.fusion import Pass, Trial, choose_kernels, fuse
 from medusa_core.kv_cache import KVCache
 from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
@@ -189,14 +189,16 @@ class TransformersBackbone:
         with _attention_kernels(self.device):
             return Forward(*self._compute(tree.tokens, positions, masks, cache, last_only))
 
-    def fuse(self, max_context: int) -> None:
+    def fuse(self, max_context: int, compiled: bool) -> None:
         """Compute in fewer kernels from now on, if this family's layers allow it; see medusa_core.fusion.
 
         max_context: longest sequence that will be computed; positions behind it are no longer told apart.
+        compiled:    whether kernels may be built for it, where it is small and in float32 on a CPU.
         """
         positions = min(max_context, self.max_positions)
         trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
-        self._compute = fuse(self.model, tree_attention, self._windows.keys(), positions, trial)
+        kernels = choose_kernels(self.device, self.dtype, compiled)
+        self._compute = fuse(self.model, tree_attention, self._windows.keys(), positions, kernels, trial)
         self._positions = positions if self.is_fused else self.max_positions
 
     @property

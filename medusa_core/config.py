@@ -52,6 +52,8 @@ class EngineConfig:
     num_threads:       CPU threads of the worker; None is all cores but one, which the HTTP side needs.
     fuse:              whether the base is computed in fewer kernels than its own modelling code takes, where a trial at
                        load shows that the results are the same.
+    compile:           whether kernels for small models in float32 on a CPU are built by the system's C compiler at
+                       load; where there is none, and with False, torch's own are used.
     runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step; `auto`
                        records on CUDA.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
@@ -72,6 +74,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     num_threads: int | None = None
     fuse: bool = True
+    compile: bool = True
     runner: RunnerName = "auto"
     self_test: bool = True
 

@@ -130,6 +130,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         prompt_lookup=settings.prompt_lookup,
         prefix_cache=settings.prefix_cache,
         num_threads=settings.threads,
+        compile=settings.compile,
         quantize=settings.quantize,
         adapter=settings.adapter,
         runner=settings.runner,

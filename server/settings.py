@@ -105,6 +105,9 @@ class Settings(BaseSettings):
         ge=0,
         description="earlier conversations to keep, in MiB, or 0; left out: 256, or a tenth of a GPU's free memory",
     )
+    compile: bool = Field(
+        True, description="on a CPU, build kernels for small models with the system's C compiler, where there is one"
+    )
     quantize: Quantization = Field(
         "none", description="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"
     )

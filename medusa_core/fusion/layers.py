@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medusa_core.fusion.kernels import Kernels
 from medusa_core.fusion.products import Product, join
 
 __all__ = ["Attention", "FusedLayer", "GatedMlp", "HeadNorm", "RmsNorm", "read_layer", "read_norm"]
@@ -23,10 +24,11 @@ class RmsNorm:
 
     weight: Tensor
     eps: float
+    kernels: Kernels
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Map rows [N, H] to [N, H]."""
-        return F.rms_norm(rows, self.weight.shape, self.weight, self.eps)
+        return self.kernels.rms_norm(rows, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class FusedLayer:
     mlp: Product | GatedMlp
 
 
-def read_layer(layer: Any, config: Any) -> FusedLayer:
+def read_layer(layer: Any, config: Any, kernels: Kernels) -> FusedLayer:
     """A decoder layer of transformers in fused form.
 
     Raises AttributeError where it lacks what such layers have, ValueError where it has more.
@@ -96,29 +98,29 @@ def read_layer(layer: Any, config: Any) -> FusedLayer:
     if others:
         raise ValueError(f"its layers have a part called {others[0]}")
     return FusedLayer(
-        read_norm(layer.input_layernorm),
-        _read_attention(layer.self_attn, config),
-        read_norm(layer.post_attention_layernorm),
-        _read_mlp(layer.mlp),
+        read_norm(layer.input_layernorm, kernels),
+        _read_attention(layer.self_attn, config, kernels),
+        read_norm(layer.post_attention_layernorm, kernels),
+        _read_mlp(layer.mlp, kernels),
     )
 
 
-def read_norm(norm: Any) -> Callable[[Tensor], Tensor]:
+def read_norm(norm: Any, kernels: Kernels) -> Callable[[Tensor], Tensor]:
     """A norm [N, H] to [N, H], by one call of torch's own where it has the form that most families share."""
     if hasattr(norm, "variance_epsilon") and getattr(norm, "bias", None) is None:
-        return RmsNorm(norm.weight.detach(), norm.variance_epsilon)
+        return RmsNorm(norm.weight.detach(), norm.variance_epsilon, kernels)
     found: Callable[[Tensor], Tensor] = norm
     return found
 
 
-def _read_attention(module: Any, config: Any) -> Attention:
+def _read_attention(module: Any, config: Any, kernels: Kernels) -> Attention:
     num_heads: int = config.num_attention_heads
     num_kv_heads: int = config.num_key_value_heads
     joint = getattr(module, "qkv_proj", None)
     return Attention(
         module=module,
-        heads=join([joint] if joint is not None else [module.q_proj, module.k_proj, module.v_proj]),
-        output=join([module.o_proj]),
+        heads=join([joint] if joint is not None else [module.q_proj, module.k_proj, module.v_proj], kernels),
+        output=join([module.o_proj], kernels),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=module.head_dim,
@@ -136,9 +138,9 @@ def _read_head_norm(module: Any, num_heads: int, num_kv_heads: int) -> HeadNorm 
     return HeadNorm(torch.cat(weights).detach(), query.variance_epsilon)
 
 
-def _read_mlp(mlp: Any) -> Product | GatedMlp:
+def _read_mlp(mlp: Any, kernels: Kernels) -> Product | GatedMlp:
     joint, down = getattr(mlp, "gate_up_proj", None), getattr(mlp, "down_proj", None)
     if not isinstance(down, nn.Module):
-        return join([mlp])
-    gate_up = join([joint] if joint is not None else [mlp.gate_proj, mlp.up_proj])
-    return GatedMlp(gate_up, join([down]), mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn)
+        return join([mlp], kernels)
+    gate_up = join([joint] if joint is not None else [mlp.gate_proj, mlp.up_proj], kernels)
+    return GatedMlp(gate_up, join([down], kernels), mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from medusa_core.fusion.kernels import Kernels
 from medusa_core.fusion.layers import Attention, FusedLayer, read_layer, read_norm
 from medusa_core.fusion.products import join
 from medusa_core.kv_cache import KVCache
@@ -36,7 +37,9 @@ class FusedModel:
     """See Pass. Holds no state between calls."""
 
     @torch.no_grad()
-    def __init__(self, model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int) -> None:
+    def __init__(
+        self, model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int, kernels: Kernels
+    ) -> None:
         """Read a model's parameters.
 
         attend:    the attention function, as transformers would call it.
@@ -46,13 +49,13 @@ class FusedModel:
         Raises AttributeError, TypeError or ValueError where the model is not of the kind that is known here.
         """
         config, base = model.config.get_text_config(), model.base_model
-        self._attend = attend
+        self._attend, self._kernels = attend, kernels
         self._embed: nn.Module = model.get_input_embeddings()
-        self._layers: list[FusedLayer] = [read_layer(layer, config) for layer in base.layers]
+        self._layers: list[FusedLayer] = [read_layer(layer, config, kernels) for layer in base.layers]
         named = getattr(config, "layer_types", None)
         self._kinds: list[str] = list(named) if len(kinds) > 1 and named else list(kinds) * len(self._layers)
-        self._norm = read_norm(base.norm)
-        self._lm_head = join([model.get_output_embeddings()])
+        self._norm = read_norm(base.norm, kernels)
+        self._lm_head = join([model.get_output_embeddings()], kernels)
         self._turns = _turns(base.rotary_emb, self._embed.weight, positions)
 
     def __call__(
@@ -75,11 +78,11 @@ class FusedModel:
         """Attention of rows [N, H] over the cache, before its output projection: [N, Hq * D]."""
         num_nodes, num_turned = rows.shape[0], own.num_heads + own.num_kv_heads
         heads = own.heads(rows).view(num_nodes, num_turned + own.num_kv_heads, own.head_dim)
-        turned = heads[:, :num_turned]
         if own.head_norm is not None:
+            turned = heads[:, :num_turned]
             turned.copy_(own.head_norm(turned))
         if own.is_rotary:
-            _turn(turned[..., : turns.shape[-1]], turns)
+            self._kernels.turn(heads, num_turned, turns)
         query = heads[:, : own.num_heads].transpose(0, 1)[None]
         states = heads[:, own.num_heads :].view(num_nodes, 2, own.num_kv_heads, own.head_dim)
         cache.buffer[:, layer, 0].index_copy_(2, cache.write_rows, states.permute(1, 2, 0, 3))
@@ -94,9 +97,3 @@ def _turns(rotary: Any, like: Tensor, positions: int) -> Tensor:
     signed = sine[0].clone()
     signed[:, : signed.shape[1] // 2].neg_()
     return torch.stack([cosine[0], signed], dim=1)
-
-
-def _turn(heads: Tensor, turns: Tensor) -> None:
-    """Turn heads [N, heads, D] to their positions, in place; turns [N, 2, D]."""
-    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-    heads.mul_(turns[:, :1]).addcmul_(swapped, turns[:, 1:])

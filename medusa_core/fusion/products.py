@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from medusa_core.fusion.kernels import Kernels
 
 __all__ = ["DenseProduct", "ModuleProduct", "Product", "join"]
 
@@ -25,17 +26,16 @@ class Product(Protocol):
 class DenseProduct:
     """A product with ordinary weights [out, in] and a bias [out] or None."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
-        self._columns = weight.t()
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+        self._weight, self._bias, self._kernels = weight, bias, kernels
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See Product: [N, in] to [N, out]."""
-        return F.linear(rows, self._weight, self._bias)
+        return self._kernels.product(rows, self._weight, self._bias)
 
     def add_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """See Product: [N, out] and [N, in] to [N, out]."""
-        added = torch.addmm(residual, rows, self._columns)
+        added = self._kernels.product(rows, self._weight, residual)
         return added if self._bias is None else added.add_(self._bias)
 
 
@@ -57,7 +57,7 @@ class ModuleProduct:
 
 
 @torch.no_grad()
-def join(modules: Sequence[nn.Module]) -> Product:
+def join(modules: Sequence[nn.Module], kernels: Kernels) -> Product:
     """One product of several of the same input, with their outputs side by side.
 
     The parameters of ordinary linear layers become views of the joint weight: the model holds what it held, under the
@@ -67,8 +67,9 @@ def join(modules: Sequence[nn.Module]) -> Product:
     if len(linears) < len(modules) or len({linear.bias is None for linear in linears}) > 1:
         return ModuleProduct(modules)
     has_bias = linears[0].bias is not None
+    weight = _share([linear.weight for linear in linears])
     return DenseProduct(
-        _share([linear.weight for linear in linears]), _share([linear.bias for linear in linears]) if has_bias else None
+        weight, _share([linear.bias for linear in linears]) if has_bias else None, kernels.suited(weight)
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medusa_core.fusion.kernels import Kernels
 from medusa_core.fusion.model import AttentionFunction, FusedModel, Pass
 from medusa_core.kv_cache import KVCache
 
@@ -18,7 +19,8 @@ _log = logging.getLogger(__name__)
 # Largest difference as a share of the largest value. What a wrong formula changes is far beyond; what another order of
 # the same sums changes grows with the depth of the model and is far below.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-_NODES, _CACHED = 5, 6
+# As many nodes as make a tile of every size.
+_NODES, _CACHED = 15, 6
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,16 @@ class Trial:
     vocab_size: int
 
 
-def fuse(model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int, trial: Trial) -> Pass:
+def fuse(
+    model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int, kernels: Kernels, trial: Trial
+) -> Pass:
     """The fused pass of a model, or its own where the two differ or its structure is not known; the log says which.
 
     Arguments as FusedModel takes them.
     """
     family = model.config.model_type
     try:
-        fused = FusedModel(model, attend, kinds, positions)
+        fused = FusedModel(model, attend, kinds, positions, kernels)
         error = _difference(fused, model, kinds, positions, trial)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as reason:
         _log.info("%s runs on its own modelling code: %s", family, " ".join(str(reason).split())[:200])

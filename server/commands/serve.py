@@ -44,6 +44,7 @@ def serve(
     tree: Annotated[Text, _setting("tree")] = None,
     prompt_lookup: Annotated[bool | None, _setting("prompt_lookup")] = None,
     prefix_cache: Annotated[Text, _setting("prefix_cache")] = None,
+    compile: Annotated[bool | None, _setting("compile")] = None,
     quantize: Annotated[Text, _setting("quantize")] = None,
     adapter: Annotated[bool | None, _setting("adapter")] = None,
     runner: Annotated[Text, _setting("runner")] = None,

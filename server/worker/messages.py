@@ -87,6 +87,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     prompt_lookup: bool
     prefix_cache: int | None
     num_threads: int | None
+    compile: bool
     quantize: Quantization
     adapter: bool
     runner: RunnerName

@@ -79,6 +79,7 @@ class _CoreEngine:
             prompt_lookup=load.prompt_lookup,
             prefix_cache=load.prefix_cache,
             num_threads=load.num_threads,
+            compile=load.compile,
             quantize=load.quantize,
             adapter=load.adapter,
             runner=load.runner,

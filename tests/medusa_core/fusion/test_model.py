@@ -57,13 +57,14 @@ def tree_pass(backbone: TransformersBackbone) -> tuple[Forward, KVCache]:
     return backbone.forward(CandidateTree.from_topology(BUSHY, TOKENS), torch.tensor(len(PROMPT)), cache, 64), cache
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_a_fused_pass_equals_the_models_own(known: tuple[str, dict[str, Any]]) -> None:
+def test_a_fused_pass_equals_the_models_own(known: tuple[str, dict[str, Any]], compiled: bool) -> None:
     family, changes = known
     backbone = tiny_backbone(family, **changes)
     own, own_cache = tree_pass(backbone)
 
-    backbone.fuse(128)
+    backbone.fuse(128, compiled)
     fused, fused_cache = tree_pass(backbone)
 
     assert backbone.is_fused
@@ -72,13 +73,14 @@ def test_a_fused_pass_equals_the_models_own(known: tuple[str, dict[str, Any]]) -
     assert torch.allclose(fused_cache.buffer, own_cache.buffer, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_a_fused_model_writes_what_transformers_would(known: tuple[str, dict[str, Any]]) -> None:
+def test_a_fused_model_writes_what_transformers_would(known: tuple[str, dict[str, Any]], compiled: bool) -> None:
     family, changes = known
     model = tiny_model(family, **changes)
     theirs = reference(model)
     backbone = TransformersBackbone(model)
-    backbone.fuse(128)
+    backbone.fuse(128, compiled)
     heads = random_heads(backbone.lm_head)
 
     for nodes in (1, 8, 16):
@@ -97,7 +99,7 @@ def reference(model: Any) -> list[int]:
 
 def test_asking_for_the_last_row_only_gives_the_last_row() -> None:
     backbone = tiny_backbone("llama")
-    backbone.fuse(128)
+    backbone.fuse(128, compiled=False)
     chain, zero = CandidateTree.chain(torch.tensor(PROMPT)), torch.tensor(0)
     every = backbone.forward(chain, zero, backbone.new_cache(32), 32)
     last = backbone.forward(chain, zero, backbone.new_cache(32), 32, last_only=True)
@@ -112,7 +114,7 @@ def test_the_model_keeps_its_names_its_values_and_its_size() -> None:
     backbone = TransformersBackbone(model)
     own, _ = tree_pass(backbone)
 
-    backbone.fuse(128)
+    backbone.fuse(128, compiled=False)
 
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
@@ -124,7 +126,7 @@ def test_the_model_keeps_its_names_its_values_and_its_size() -> None:
 
 def test_positions_behind_the_context_are_read_as_its_last() -> None:
     backbone = tiny_backbone("llama")
-    backbone.fuse(14)
+    backbone.fuse(14, compiled=False)
     fused, _ = tree_pass(backbone)
 
     assert backbone.is_fused

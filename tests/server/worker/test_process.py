@@ -64,7 +64,7 @@ def worker() -> Iterator[Worker]:
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
     connection.send_bytes(
         encode(
-            Load("tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, None, "none", True, "auto", "info")
+            Load("tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, None, True, "none", True, "auto", "info")
         )
     )
     return until_the_end(connection)[-1]

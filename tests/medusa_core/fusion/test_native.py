@@ -1,0 +1,89 @@
+import shutil
+
+import pytest
+import torch
+
+from medusa_core.fusion.kernels import TorchKernels
+from medusa_core.fusion.native import NativeKernels, build, choose_kernels
+
+TORCH = TorchKernels()
+CPU = torch.device("cpu")
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def native() -> NativeKernels:
+    found = build()
+    if found is None:
+        pytest.skip("no C compiler here can build the kernels")
+    return found
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+@pytest.mark.parametrize(("width", "out"), [(8, 8), (64, 61), (256, 40), (24, 100)])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 8, 15, 32, 33])
+def test_products_equal_torchs(native: NativeKernels, num_rows: int, width: int, out: int) -> None:
+    rows, weight = random(num_rows, width), random(out, width)
+    for added in (None, random(num_rows, out), random(out)):
+        expected = TORCH.product(rows, weight, added)
+
+        assert torch.allclose(native.product(rows, weight, added), expected, atol=1e-5 * width**0.5)
+
+
+def test_a_row_among_others_is_bitwise_what_it_is_alone(native: NativeKernels) -> None:
+    rows, weight, added = random(15, 64), random(61, 64), random(15, 61)
+    together = native.product(rows, weight, added)
+
+    for row in range(15):
+        one = slice(row, row + 1)
+        assert torch.equal(native.product(rows[one], weight, added[one]), together[one])
+
+
+def test_shapes_that_the_kernels_do_not_know_are_left_to_torch(native: NativeKernels) -> None:
+    for width, out in ((12, 16), (16, 5)):
+        rows, weight = random(4, width), random(out, width)
+
+        assert torch.equal(native.product(rows, weight, None), TORCH.product(rows, weight, None))
+    rows, weight = random(4, 12), random(12)
+    assert torch.equal(native.rms_norm(rows, weight, 1e-6), TORCH.rms_norm(rows, weight, 1e-6))
+
+
+def test_rows_need_not_be_contiguous(native: NativeKernels) -> None:
+    wide, weight = random(4, 32), random(16, 16)
+
+    assert torch.allclose(native.product(wide[:, 16:], weight, None), wide[:, 16:] @ weight.T, atol=1e-4)
+
+
+def test_norms_equal_torchs(native: NativeKernels) -> None:
+    rows, weight = random(5, 64), random(64)
+
+    assert torch.allclose(native.rms_norm(rows, weight, 1e-3), TORCH.rms_norm(rows, weight, 1e-3), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [8, 4, 2])
+def test_heads_are_turned_as_torch_turns_them(native: NativeKernels, part: int) -> None:
+    heads, factors = random(3, 6, 8), random(3, 2, part)
+    expected = heads.clone()
+    TORCH.turn(expected, 5, factors)
+
+    native.turn(heads, 5, factors)
+
+    assert torch.allclose(heads, expected, atol=1e-6)
+
+
+def test_the_kernels_of_a_weight_are_chosen_once_for_its_shape(native: NativeKernels) -> None:
+    chosen = native.suited(random(64, 64))
+
+    assert native.suited(random(64, 64)) is chosen
+    assert isinstance(chosen, NativeKernels | TorchKernels)
+
+
+def test_compiled_kernels_are_for_float32_on_a_cpu_only() -> None:
+    assert isinstance(choose_kernels(CPU, torch.float32, False), TorchKernels)
+    assert isinstance(choose_kernels(CPU, torch.bfloat16, True), TorchKernels)
+    assert isinstance(choose_kernels(torch.device("cuda"), torch.float32, True), TorchKernels)
+    if shutil.which("gcc") is not None:
+        assert isinstance(choose_kernels(CPU, torch.float32, True), NativeKernels)
