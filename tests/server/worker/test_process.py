@@ -62,11 +62,10 @@ def worker() -> Iterator[Worker]:
 
 
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
-    connection.send_bytes(
-        encode(
-            Load("tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, None, True, "none", True, "auto", "info")
-        )
+    asked = Load(
+        "tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, None, True, "none", True, "auto", "info"
     )
+    connection.send_bytes(encode(asked))
     return until_the_end(connection)[-1]
 
 
