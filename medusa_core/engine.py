@@ -165,6 +165,15 @@ class Engine:
         engine's cache, whose rows later requests reuse as far as their prompts agree.
         """
         self.check(request)
+        try:
+            yield from self._answer(request, should_stop)
+        except torch.OutOfMemoryError:
+            # Nothing that is kept for later requests may be what they fail for.
+            self.forget()
+            raise
+
+    def _answer(self, request: GenerationRequest, should_stop: Callable[[], bool]) -> Iterator[Delta]:
+        """See generate."""
         prompt, cache = request.prompt, self._cache
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
         sampler = Sampler.of_request(replace(request.sampling, seed=seed), self._backbone.device)

@@ -1,8 +1,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
@@ -161,6 +163,35 @@ def test_a_cancelled_answer_stops_before_the_next_step() -> None:
 
     assert [token for delta in found for token in delta.tokens] == PLAIN[:3]
     assert found[-1].finish_reason is None
+
+
+class CrampedBackbone(MockBackbone):
+    """Finds no memory for one pass, the one after so many others."""
+
+    passes_left = 0
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        self.passes_left -= 1
+        if self.passes_left == -1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(*args, **named)
+
+
+def test_when_memory_runs_out_what_is_kept_is_given_back_and_the_next_request_is_answered() -> None:
+    backbone = CrampedBackbone()
+    engine = make_engine(backbone)
+    long, other = PROMPT * 6, PROMPT[::-1] * 6
+    backbone.passes_left = 6
+    for prompt in (long, other):
+        run(engine, prompt, max_tokens=3)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(engine, long, max_tokens=20)
+
+    [begun, *rest] = engine.generate(GenerationRequest(other, GREEDY, max_tokens=20))
+    assert begun.prompt is not None and begun.prompt.cached_tokens == 0
+    assert [token for delta in (begun, *rest) for token in delta.tokens] == run(
+        make_engine(MockBackbone()), other, max_tokens=20
+    )
 
 
 def test_an_abandoned_answer_leaves_the_engine_right_for_the_next() -> None:
