@@ -43,12 +43,14 @@ class Place:
 class LatencyCurve:
     """Seconds of one whole step by tree nodes N, drafting with the heads and building the tree included.
 
-    context: tokens in the cache while it was measured.
+    context:    tokens in the cache while it was measured.
+    is_sampled: whether tokens were drawn at a temperature, which takes longer than taking the likeliest.
     """
 
     place: Place
     context: int
     seconds: Mapping[int, float]
+    is_sampled: bool = False
 
     def __post_init__(self) -> None:
         if not self.seconds or any(
@@ -65,7 +67,8 @@ class Calibration:
     accuracies:      [K][R], share of samples in which the true token was the head's guess of exactly this rank.
     samples:         [K], what each head's shares are divided by; later heads see fewer positions.
     temperatures:    [K], divide each head's logits so that its probabilities can be believed.
-    latency:         what a step costs, at each place where somebody measured it, a curve for each context.
+    latency:         what a step costs, at each place where somebody measured it, a curve for each context, greedy
+                     or sampled.
     trees:           the best static tree by its nodes N, root included in N and left out of the paths.
     tokens_per_step: bonus included, by N, counted on real prompts with dynamic trees.
     """
@@ -121,11 +124,12 @@ class Calibration:
         return math.prod(self.accuracies[depth][rank] for depth, rank in enumerate(path))
 
     def curves_at(self, place: Place) -> tuple[LatencyCurve, ...]:
-        """What a step costs at this very place, by context, the shortest first; empty where nobody measured."""
-        return tuple(sorted((curve for curve in self.latency if curve.place == place), key=lambda curve: curve.context))
+        """What a step costs at this very place: greedy ones first, the shortest context first; empty where unknown."""
+        found = (curve for curve in self.latency if curve.place == place)
+        return tuple(sorted(found, key=lambda curve: (curve.is_sampled, curve.context)))
 
     def curve_at(self, place: Place) -> LatencyCurve | None:
-        """What a step costs at this very place behind the shortest context, if it was ever measured there."""
+        """What a greedy step costs at this very place behind the shortest context, if that was ever measured."""
         return next(iter(self.curves_at(place)), None)
 
     def best_nodes(self, curve: LatencyCurve) -> int:
@@ -181,7 +185,12 @@ class Calibration:
         }
         if self.latency:
             content["latency"] = [
-                {**asdict(curve.place), "context": curve.context, "seconds": _by_size(curve.seconds)}
+                {
+                    **asdict(curve.place),
+                    "context": curve.context,
+                    "sampled": curve.is_sampled,
+                    "seconds": _by_size(curve.seconds),
+                }
                 for curve in self.latency
             ]
         if self.trees:
@@ -274,8 +283,9 @@ def _curve(entry: Mapping[str, Any]) -> LatencyCurve:
         threads=None if entry["threads"] is None else int(entry["threads"]),
         quantization=str(entry["quantization"]),
     )
-    unknown = sorted(entry.keys() - {*asdict(place), "context", "seconds"})
+    unknown = sorted(entry.keys() - {*asdict(place), "context", "sampled", "seconds"})
     if unknown:
         raise ValueError(f"a latency curve has the unknown field {unknown[0]!r}")
     seconds = {int(nodes): float(taken) for nodes, taken in entry["seconds"].items()}
-    return LatencyCurve(place, int(entry["context"]), seconds)
+    # files from before that was measured hold greedy steps
+    return LatencyCurve(place, int(entry["context"]), seconds, bool(entry.get("sampled", False)))

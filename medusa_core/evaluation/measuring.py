@@ -23,14 +23,16 @@ _NODES = {"cpu": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64), "cuda": (1, 2, 4, 8, 12, 
 class LatencyPlan:
     """How a latency curve is measured.
 
-    context: tokens in the cache, fewer where the model holds fewer.
-    rounds:  visits to every size, interleaved, so that what else the machine does falls on all alike.
-    steps:   timed steps of one visit; one more goes before them untimed.
+    context:    tokens in the cache, fewer where the model holds fewer.
+    rounds:     visits to every size, interleaved, so that what else the machine does falls on all alike.
+    steps:      timed steps of one visit; one more goes before them untimed.
+    is_sampled: whether tokens are drawn at temperature 1.
     """
 
     context: int = 256
     rounds: int = 8
     steps: int = 5
+    is_sampled: bool = False
 
 
 def sensible_nodes(device: str) -> tuple[int, ...]:
@@ -62,17 +64,18 @@ def latency_curve(
     for round_index in range(plan.rounds + 1):
         for index, count in enumerate(nodes):
             watch("timing steps", (round_index + index / len(nodes)) / (plan.rounds + 1))
-            timed = list(islice(_steps(engine, tokens, count), plan.steps + 1))
+            timed = list(islice(_steps(engine, tokens, count, plan.is_sampled), plan.steps + 1))
             if round_index > 0:  # the first round warms up every size
                 seconds[count] += timed[1:]
     quartiles = {count: sorted(found)[len(found) // 4] for count, found in seconds.items()}
-    return LatencyCurve(engine.info.place, context, quartiles)
+    return LatencyCurve(engine.info.place, context, quartiles, plan.is_sampled)
 
 
-def _steps(engine: Engine, tokens: tuple[int, ...], nodes: int) -> Iterator[float]:
+def _steps(engine: Engine, tokens: tuple[int, ...], nodes: int, is_sampled: bool) -> Iterator[float]:
     """Seconds of one step after the other; the prompt's rows stay in the cache from visit to visit."""
     speculation = SpeculationParams(mode="tree", max_nodes=nodes)
-    request = GenerationRequest(tokens, SamplingParams(temperature=0.0), speculation, ignore_eos=True)
+    sampling = SamplingParams(temperature=1.0, seed=0) if is_sampled else SamplingParams(temperature=0.0)
+    request = GenerationRequest(tokens, sampling, speculation, ignore_eos=True)
     for delta in engine.generate(request):
         if delta.step is not None:
             yield delta.step.seconds

@@ -4,7 +4,7 @@ from medusa_core.pacing.costs import StepCosts
 from medusa_core.pacing.gains import Gains, expected_tokens
 from medusa_core.pacing.learning import LearningPace, Pacing
 from medusa_core.pacing.pace import FixedPace, Pace
-from medusa_core.pacing.timing import TimingPlan, time_steps
+from medusa_core.pacing.timing import Situation, TimingPlan, time_steps
 
 __all__ = [
     "FixedPace",
@@ -12,6 +12,7 @@ __all__ = [
     "LearningPace",
     "Pace",
     "Pacing",
+    "Situation",
     "StepCosts",
     "TimingPlan",
     "expected_tokens",

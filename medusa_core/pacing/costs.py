@@ -14,10 +14,15 @@ class StepCosts:
     """Seconds of a step, between the measured contexts and beyond the longest of them along a straight line."""
 
     def __init__(self, curves: Sequence[LatencyCurve], most_tokens: int) -> None:
-        """Curves of one place, by different contexts, 1 node in each; a step emits `most_tokens` at most."""
-        ordered = sorted(curves, key=lambda curve: curve.context)
-        self._short, self._long = ordered[0], ordered[-1]
-        measured = sorted(self._short.seconds.keys() & self._long.seconds.keys())
+        """Curves of one place, by different contexts, 1 node in each; a step emits `most_tokens` at most.
+
+        Greedy ones and, where sampling takes a time that matters, a sampled one.
+        """
+        greedy = sorted((curve for curve in curves if not curve.is_sampled), key=lambda curve: curve.context)
+        self._short, self._long = greedy[0], greedy[-1]
+        self._sampled = next((curve for curve in curves if curve.is_sampled), None)
+        known = [curve.seconds.keys() for curve in (self._long, *([self._sampled] if self._sampled else []))]
+        measured = sorted(set(self._short.seconds).intersection(*known))
         self.sizes = tuple(nodes for nodes in measured if self._is_worth_it(nodes, measured, most_tokens))
 
     def _is_worth_it(self, nodes: int, measured: Sequence[int], most_tokens: int) -> bool:
@@ -28,8 +33,14 @@ class StepCosts:
         cheaper = any(seconds[larger] <= _HARDLY_MORE * seconds[nodes] for larger in measured if larger > nodes)
         return not cheaper and seconds[nodes] < most_tokens * seconds[1]
 
-    def seconds(self, nodes: int, rows: int) -> float:
+    def seconds(self, nodes: int, rows: int, is_sampled: bool) -> float:
         """Seconds of a step with a tree of one of `sizes`, behind so many rows of the cache."""
+        greedy = self._greedy(nodes, rows)
+        if not is_sampled or self._sampled is None:
+            return greedy
+        return greedy + max(0.0, self._sampled.seconds[nodes] - self._greedy(nodes, self._sampled.context))
+
+    def _greedy(self, nodes: int, rows: int) -> float:
         short, long = self._short.seconds[nodes], self._long.seconds[nodes]
         distance = self._long.context - self._short.context
         if distance == 0 or rows <= self._short.context:

@@ -9,9 +9,9 @@ from medusa_core.generation import EngineInfo
 from medusa_core.pacing.costs import StepCosts
 from medusa_core.pacing.gains import expected_tokens
 from medusa_core.pacing.learning import Pacing
-from medusa_core.pacing.timing import TimingPlan, time_steps
+from medusa_core.pacing.timing import Situation, TimingPlan, time_steps
 
-__all__ = ["contexts", "find_pacing"]
+__all__ = ["find_pacing", "situations"]
 
 _log = logging.getLogger(__name__)
 
@@ -21,20 +21,28 @@ _SHORT, _LONG = 256, 4096
 _STEPS = 4
 
 
-def contexts(max_context: int, max_depth: int) -> tuple[int, ...]:
-    """Rows of the cache behind which steps are timed, the shorter first; one where the model holds no two of them."""
-    room = max(1, max_context - _STEPS * (max_depth + 1))
+def situations(info: EngineInfo) -> tuple[Situation, ...]:
+    """In what steps are timed: behind a short context, behind a long one where the model holds it, and sampled.
+
+    Only on a CPU, where the noise of a whole vocabulary takes a time that matters, and the model may be small.
+    """
+    room = max(1, info.max_context - _STEPS * (info.max_depth + 1))
     short, long = min(_SHORT, room), min(_LONG, room)
-    return (short, long) if long >= 2 * short else (short,)
+    found = [Situation(short)]
+    if long >= 2 * short:
+        found.append(Situation(long))
+    if info.place.threads is not None:
+        found.append(Situation(short, is_sampled=True))
+    return tuple(found)
 
 
-def find_pacing(info: EngineInfo, begin: Callable[[int, int], Iterator[float]]) -> Pacing:
+def find_pacing(info: EngineInfo, begin: Callable[[int, Situation], Iterator[float]]) -> Pacing:
     """Let an engine choose among its tree sizes by what a step of each costs here.
 
-    begin: starts decoding with so many nodes behind so many rows, and yields the seconds of each step. Not called where
-           somebody measured at this very place, behind a short and a long context.
+    begin: starts decoding with so many nodes in a situation, and yields the seconds of each step. Not called where
+           somebody measured all that at this very place.
     """
-    wanted = contexts(info.max_context, info.max_depth)
+    wanted = situations(info)
     curves: Sequence[LatencyCurve] = ()
     if info.calibration is not None:
         curves = [_restricted(curve, info.tree_sizes) for curve in info.calibration.curves_at(info.place)]
@@ -45,7 +53,8 @@ def find_pacing(info: EngineInfo, begin: Callable[[int, int], Iterator[float]]) 
     costs = StepCosts(curves, most_tokens=info.max_depth + 1)
     for curve in curves:
         taken = ", ".join(f"{nodes}: {1e3 * seconds:.2f}" for nodes, seconds in sorted(curve.seconds.items()))
-        _log.info("milliseconds of a step by nodes behind %d tokens, %s: %s", curve.context, source, taken)
+        kind = "sampled" if curve.is_sampled else "greedy"
+        _log.info("milliseconds of a %s step by nodes behind %d tokens, %s: %s", kind, curve.context, source, taken)
     _log.info("each step takes a tree of %s nodes, whichever is the fastest", " or ".join(map(str, costs.sizes)))
     return Pacing(costs, expected_tokens(costs.sizes, info.calibration, info.num_heads > 0))
 

@@ -41,25 +41,33 @@ class Pacing:
         """The sizes that are chosen from, 1 first."""
         return self._costs.sizes
 
-    def begin(self, most_nodes: int | None, is_seeded: bool) -> "LearningPace":
+    def begin(self, most_nodes: int | None, is_sampled: bool, is_seeded: bool) -> "LearningPace":
         """The pace of one request.
 
         most_nodes: bound that the request sets; None sets none.
+        is_sampled: whether its tokens are drawn at a temperature.
         is_seeded:  begin with what was calibrated, so that a request's steps do not depend on the ones before it.
         """
         start = self._calibrated if is_seeded else self._learnt.tokens()
         sizes = [size for size in self.sizes if most_nodes is None or size <= most_nodes]
-        return LearningPace(self._costs, {size: start[size] for size in sizes}, self._calibrated, self._learnt)
+        tokens = {size: start[size] for size in sizes}
+        return LearningPace(self._costs, is_sampled, tokens, self._calibrated, self._learnt)
 
 
 class LearningPace:
     """The pace of one request."""
 
     def __init__(
-        self, costs: StepCosts, start: Mapping[int, float], calibrated: Mapping[int, float], learnt: Gains
+        self,
+        costs: StepCosts,
+        is_sampled: bool,
+        start: Mapping[int, float],
+        calibrated: Mapping[int, float],
+        learnt: Gains,
     ) -> None:
         """Tokens per step by size, to start with and as calibrated; `learnt` hears what is observed, too."""
-        self._costs, self._calibrated, self._learnt = costs, calibrated, learnt
+        self._costs, self._is_sampled = costs, is_sampled
+        self._calibrated, self._learnt = calibrated, learnt
         self._gains = Gains(start, _RATE)
         self._sizes = self._gains.sizes
         self._seconds: dict[int, float] = {}
@@ -74,7 +82,7 @@ class LearningPace:
         """See Pace.choose."""
         if self._rows is None or past >= self._rows + _ROWS:
             self._rows = past
-            self._seconds = {size: self._costs.seconds(size, past) for size in self._sizes}
+            self._seconds = {size: self._costs.seconds(size, past, self._is_sampled) for size in self._sizes}
         self._size = self._fastest()
         size = self._size_to_try(self._size)
         if not self._is_affordable(size):

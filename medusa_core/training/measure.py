@@ -25,7 +25,7 @@ from medusa_core.evaluation.answers import EnginePeer, Watch, unwatched
 from medusa_core.evaluation.measuring import LatencyPlan, count_tokens_per_step, latency_curve, sensible_nodes
 from medusa_core.evaluation.prompts import Prompt
 from medusa_core.loading import choose_device
-from medusa_core.pacing.finding import contexts
+from medusa_core.pacing.finding import situations
 from medusa_core.pictures import (
     BenchPoint,
     accuracy_by_rank,
@@ -62,8 +62,8 @@ class CalibratePlan:
     max_tokens:  longest of the model's answers.
     max_length:  longer examples are cut.
     rows:        rows of `max_length` tokens that the base computes at once.
-    context:     tokens in the cache while steps are timed, which is also done behind a long context where the model
-                 holds one; `rounds` is how often each size has its turn.
+    context:     tokens in the cache while greedy steps are timed, which is also done behind a long context where the
+                 model holds one, and on a CPU with sampling; `rounds` is how often each size has its turn.
     """
 
     nodes: tuple[int, ...] | None = None
@@ -169,15 +169,16 @@ def measure_speed(
     engine = Engine.load(replace(config, tree_nodes=max(nodes)), watch, calibration)
     asked = _with_room(_spread_out(prompts, plan.prompts), engine.info.max_context, plan.max_tokens)
     counted = count_tokens_per_step(engine, asked, nodes, plan.max_tokens, watch)
-    curve, *longer = [
-        latency_curve(engine, asked, nodes, LatencyPlan(context=rows, rounds=plan.rounds), watch)
-        for rows in (plan.context, *contexts(engine.info.max_context, engine.info.max_depth)[1:])
+    others = [LatencyPlan(at.rows, plan.rounds, is_sampled=at.is_sampled) for at in situations(engine.info)[1:]]
+    curve, *more = [
+        latency_curve(engine, asked, nodes, chosen, watch)
+        for chosen in (LatencyPlan(plan.context, plan.rounds), *others)
     ]
     calibration = replace(
         calibration,
         tokens_per_step=counted,
         trees={count: calibration.best_tree(count) for count in nodes if count > 1},
-    ).with_latency(curve, *longer)
+    ).with_latency(curve, *more)
     calibration.save(path)
     return Calibrated(calibration, path, curve, calibration.best_nodes(curve), own_answers=0)
 

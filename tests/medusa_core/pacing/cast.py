@@ -15,8 +15,8 @@ STEEP = {1: 5.4, 4: 8.3, 8: 8.9, 16: 10.3}
 COUNTED = {1: 1.0, 2: 1.4, 4: 1.7, 8: 2.0, 16: 2.2, 32: 2.3, 64: 2.5}
 
 
-def curve(context: int, milliseconds: dict[int, float]) -> LatencyCurve:
-    return LatencyCurve(PLACE, context, {size: taken / 1e3 for size, taken in milliseconds.items()})
+def curve(context: int, milliseconds: dict[int, float], is_sampled: bool = False) -> LatencyCurve:
+    return LatencyCurve(PLACE, context, {size: taken / 1e3 for size, taken in milliseconds.items()}, is_sampled)
 
 
 def step_costs(milliseconds: dict[int, float]) -> StepCosts:
@@ -45,10 +45,10 @@ def decode(pace: Pace, costs: StepCosts, accepted: Iterator[Sequence[int]], toke
     seconds, emitted, sizes, unheard = 0.0, 0, list[int](), list[tuple[int, Sequence[int]]]()
     while emitted < tokens:
         sizes.append(pace.choose(100))
-        seconds += costs.seconds(sizes[-1], 100)
+        seconds += costs.seconds(sizes[-1], 100, False)
         path = [node for node in next(accepted) if node < sizes[-1]]
         emitted += 1 + len(path)
         unheard.append((sizes[-1], path))
         if len(unheard) > late:
             pace.observe(*unheard.pop(0))
-    return Decoded(seconds, emitted * costs.seconds(1, 100), sizes)
+    return Decoded(seconds, emitted * costs.seconds(1, 100, False), sizes)

@@ -7,19 +7,19 @@ from tests.medusa_core.pacing.cast import curve
 def test_a_step_is_as_dear_as_a_straight_line_through_two_contexts_says() -> None:
     costs = StepCosts([curve(1100, {1: 4.0, 8: 8.0}), curve(100, {1: 2.0, 8: 3.0})], most_tokens=9)
 
-    assert [costs.seconds(8, rows) for rows in (0, 100, 600, 1100, 2100)] == pytest.approx(
+    assert [costs.seconds(8, rows, False) for rows in (0, 100, 600, 1100, 2100)] == pytest.approx(
         [0.003, 0.003, 0.0055, 0.008, 0.013]
     )
 
 
 def test_one_context_is_taken_for_all() -> None:
-    assert StepCosts([curve(100, {1: 2.0, 8: 3.0})], most_tokens=9).seconds(8, 5000) == 0.003
+    assert StepCosts([curve(100, {1: 2.0, 8: 3.0})], most_tokens=9).seconds(8, 5000, False) == 0.003
 
 
 def test_noise_makes_no_long_context_cheaper_than_a_short_one() -> None:
     costs = StepCosts([curve(100, {1: 2.0, 8: 3.0}), curve(1100, {1: 1.9, 8: 2.9})], most_tokens=9)
 
-    assert costs.seconds(8, 1100) == 0.003
+    assert costs.seconds(8, 1100, False) == 0.003
 
 
 def test_sizes_that_a_larger_tree_beats_at_any_acceptance_are_left_out() -> None:
@@ -36,3 +36,15 @@ def test_only_sizes_that_both_contexts_know_are_chosen_from() -> None:
     costs = StepCosts([curve(100, {1: 2.0, 4: 2.5, 8: 3.0}), curve(900, {1: 3.0, 8: 4.0})], most_tokens=9)
 
     assert costs.sizes == (1, 8)
+
+
+def test_sampling_costs_the_same_more_behind_every_context() -> None:
+    curves = [curve(100, {1: 2.0, 8: 3.0}), curve(1100, {1: 4.0, 8: 8.0}), curve(100, {1: 2.5, 8: 4.0}, True)]
+    costs = StepCosts(curves, most_tokens=9)
+
+    assert [costs.seconds(8, rows, True) for rows in (100, 1100)] == pytest.approx([0.004, 0.009])
+    assert [costs.seconds(8, rows, False) for rows in (100, 1100)] == pytest.approx([0.003, 0.008])
+
+
+def test_where_sampling_was_not_timed_it_costs_nothing() -> None:
+    assert StepCosts([curve(100, {1: 2.0, 8: 3.0})], most_tokens=9).seconds(8, 100, True) == 0.003

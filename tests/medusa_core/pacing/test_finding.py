@@ -5,7 +5,8 @@ import pytest
 
 from medusa_core.calibration import Calibration, LatencyCurve
 from medusa_core.generation import EngineInfo
-from medusa_core.pacing.finding import contexts, find_pacing
+from medusa_core.pacing import Situation
+from medusa_core.pacing.finding import find_pacing, situations
 from tests.cast import MockBackbone, make_engine
 from tests.medusa_core.pacing.cast import PLACE, curve
 
@@ -19,19 +20,19 @@ def info(calibration: Calibration | None, max_context: int = 8192) -> EngineInfo
     )
 
 
-def free(nodes: int, rows: int) -> Iterator[float]:
+def free(nodes: int, situation: Situation) -> Iterator[float]:
     """Trees that cost nothing."""
     while True:
         yield 0.002
 
 
-def forbidden(nodes: int, rows: int) -> Iterator[float]:
+def forbidden(nodes: int, situation: Situation) -> Iterator[float]:
     raise AssertionError("what is calibrated need not be timed")
 
 
 def test_what_was_calibrated_at_this_place_is_not_timed_again() -> None:
     measured = {1: 2.0, 2: 2.1, 4: 2.2, 16: 2.5, 64: 9.0}
-    known = CALIBRATION.with_latency(curve(256, measured), curve(4096, measured))
+    known = CALIBRATION.with_latency(*(curve(at.rows, measured, at.is_sampled) for at in situations(info(None))))
 
     assert find_pacing(info(known), forbidden).sizes == (1, 4, 16)
 
@@ -54,8 +55,13 @@ def test_heads_without_calibration_and_no_heads_begin_with_careful_expectations(
     assert find_pacing(info(None), free).sizes == (1, 16)
 
 
-def test_steps_are_timed_behind_a_conversation_and_behind_a_long_document_where_that_fits() -> None:
-    assert contexts(8192, 8) == (256, 4096)
-    assert contexts(2048, 8) == (256, 2012)
-    assert contexts(300, 8) == (256,)
-    assert contexts(8, 8) == (1,)
+def test_steps_are_timed_behind_a_conversation_and_a_long_document_and_on_a_processor_with_sampling() -> None:
+    processor, card = info(None), replace(info(None), place=replace(PLACE, threads=None))
+
+    assert situations(processor) == (Situation(256), Situation(4096), Situation(256, is_sampled=True))
+    assert situations(card) == (Situation(256), Situation(4096))
+
+
+@pytest.mark.parametrize(("max_context", "rows"), [(2048, [256, 2012]), (300, [256]), (8, [1])])
+def test_no_context_is_longer_than_the_model_allows(max_context: int, rows: list[int]) -> None:
+    assert [at.rows for at in situations(info(None, max_context)) if not at.is_sampled] == rows

@@ -37,7 +37,7 @@ def test_heads_are_judged_timed_and_counted_and_the_engine_takes_the_best_size(t
     assert (info.tree_nodes, "measured on this device" in info.tree_reason) == (found.nodes, True)
 
 
-def test_steps_are_also_timed_behind_a_long_context_where_the_model_holds_one(tmp_path: Path) -> None:
+def test_steps_are_also_timed_behind_a_long_context_and_with_sampling(tmp_path: Path) -> None:
     folder = saved_model(tmp_path / "model", calibration=None)
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, "max_position_embeddings": 1024}))
@@ -46,8 +46,9 @@ def test_steps_are_also_timed_behind_a_long_context_where_the_model_holds_one(tm
 
     curves = found.calibration.curves_at(found.curve.place)
     assert curves[0] == found.curve
-    assert [list(curve.seconds) for curve in curves] == [[1, 2, 6], [1, 2, 6]]
-    assert curves[0].context == 32 < 500 < curves[1].context
+    assert [list(curve.seconds) for curve in curves] == [[1, 2, 6]] * 3
+    assert [(curve.context, curve.is_sampled) for curve in curves[::2]] == [(32, False), (256, True)]
+    assert curves[1].context > 900
 
 
 def test_where_the_data_has_no_answer_the_models_own_are_judged(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_what_other_machines_measured_is_kept(tmp_path: Path) -> None:
     stored = calibrate(config(folder), saved_prompts(tmp_path), QUICK).calibration
 
     assert stored.curve_at(elsewhere.place) == elsewhere
-    assert len(stored.latency) == 2
+    assert len(stored.latency) == 3  # greedy and sampled
 
 
 def test_pictures_are_drawn_of_what_was_found(tmp_path: Path) -> None:
