@@ -50,6 +50,7 @@ def sources(work: Path) -> Path:
         with tarfile.open(archives / f"{unpacked.name}.tar.gz") as archive:
             archive.extractall(partial, filter="data")
         (partial / unpacked.name).rename(unpacked)
+        partial.rmdir()
     return unpacked / "vendor" / "llama.cpp"
 
 

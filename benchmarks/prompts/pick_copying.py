@@ -2,9 +2,9 @@
 
 Two forms are tried on all held-out material: a definition of a held-out file that begins a second time, as it is or
 under a new name, for a text to continue; and a question about a held-out name asked again behind its documentation. The
-demo model is too small to repeat at will, so most of these prompts do not make it copy. Kept are those whose answer,
-decoded plainly and greedily, takes at least PICKED of its different spans of SPAN tokens from the prompt; what any
-drafter does with them plays no part.
+demo model is too small to repeat at will, so most of these prompts do not make it copy. Kept are those whose greedy
+answer takes at least PICKED of its different spans of SPAN tokens from the prompt. Trees change no answer, and what
+they make of a prompt plays no part.
 
 Usage: python benchmarks/prompts/pick_copying.py --out benchmarks/prompts/copy_heavy.jsonl
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.config import EngineConfig
 from medusa_core.demo.corpus import Corpus, build_corpus
 from medusa_core.engine import Engine
 from medusa_core.generation import GenerationRequest
@@ -85,8 +85,7 @@ def main() -> None:
         tokens = tuple(codec.encode_chat(entry["messages"]) if "messages" in entry else codec.encode(entry["text"]))
         if len(tokens) > LONGEST_PROMPT:
             return 0.0
-        plain, off = SamplingParams(temperature=0.0), SpeculationParams(mode="off")
-        request = GenerationRequest(tokens, plain, off, MAX_TOKENS)
+        request = GenerationRequest(tokens, SamplingParams(temperature=0.0), max_tokens=MAX_TOKENS)
         return copied(tokens, [token for delta in engine.generate(request) for token in delta.tokens])
 
     picked = []

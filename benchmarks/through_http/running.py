@@ -14,6 +14,7 @@ from benchmarks.llama_cpp import WORK
 from benchmarks.through_http.asking import StreamPeer
 from benchmarks.through_http.comparing import ask_in_turn, limits_of
 from benchmarks.through_http.figures import Found, figures_of
+from benchmarks.through_http.others import QUIET, busy_cores
 from benchmarks.through_http.showing import document_of, print_table, write_document
 from benchmarks.through_http.starting import CONTEXT, Model
 from medusa_core.config import model_location
@@ -22,6 +23,10 @@ from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
 __all__ = ["COPY_HEAVY", "HELD_OUT", "HELD_OUT_SAMPLED", "PromptSet", "finish", "parser_of", "run", "started"]
+
+
+# Before any of our own processes is there.
+LISTENING_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ def parser_of(description: str | None, timed: int) -> argparse.ArgumentParser:
 def started(options: argparse.Namespace) -> Model:
     """The model that is asked for, with its tokenizer and the tokens that end an answer; readies this process."""
     torch.set_num_threads(1)
+    options.others_busy = busy_cores(LISTENING_S)
+    if options.others_busy is not None and options.others_busy > QUIET:
+        print(f"others use {options.others_busy:.1f} cores of this machine; take these figures again when it is quiet")
     options.work.mkdir(parents=True, exist_ok=True)
     folder = Path(model_location(options.model))
     stops = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
@@ -92,7 +100,8 @@ def _watch(stage: str) -> None:
 
 def finish(benchmark: str, found: Sequence[Found], options: argparse.Namespace, facts: Mapping[str, Any]) -> None:
     """The JSON document, as the last line and in a file where one is asked for."""
-    chosen = {name: getattr(options, name) for name in ("model", "heads", "nodes", "max_tokens", "repeats")}
+    names = ("model", "heads", "nodes", "max_tokens", "repeats", "others_busy")
+    chosen = {name: getattr(options, name) for name in names}
     document = document_of(benchmark, found, {**chosen, "dtype": "float32", **facts})
     if options.out is not None:
         write_document(document, options.out)
