@@ -19,6 +19,8 @@ __all__ = ["KVCache", "common_prefix"]
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many leading entries two sequences share."""
+    if first == second:
+        return len(first)
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

@@ -92,8 +92,12 @@ class PrefixStore:
         among, path, pieces, at = self._first.get(salt, []), [], [], 0
         while at < len(tokens):
             ahead = tuple(tokens[at : at + _BLOCK])
-            block = max(among, key=lambda block: common_prefix(block.tokens, ahead), default=None)
-            if block is None or (shared := common_prefix(block.tokens, ahead)) == 0:
+            shared, block = max(
+                ((common_prefix(block.tokens, ahead), block) for block in among),
+                key=lambda found: found[0],
+                default=(0, None),
+            )
+            if block is None or shared == 0:
                 break
             path.append(block)
             pieces.append(block.rows[..., :shared, :])
