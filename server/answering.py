@@ -29,7 +29,6 @@ from server.worker.client import WorkerClient
 from server.worker.job import Job
 from server.worker.messages import (
     FinishReason,
-    Generate,
     TokenDelta,
     WorkerInfo,
 )
@@ -194,9 +193,10 @@ class Answering:
         timeout_s = self._timeout_of(body)
         generates = [msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted]
         job = self.worker.submit(generates, arrived, timeout_s)
+        mode = wanted[0].generate.speculation.mode
         tally = Tally(
             metrics=self.metrics.of_model(info),
-            mode=_mode_label(wanted[0].generate, info),
+            mode="tree" if mode == "auto" else mode,
             endpoint=shape.endpoint,
             arrived=arrived,
         )
@@ -321,15 +321,6 @@ def _likeliest(answers: Sequence[Answer], wanted: Sequence[Wanted], kept: int) -
             indices.sort(key=lambda index: answers[index].mean_logprob, reverse=True)
         chosen += indices[:kept]
     return chosen
-
-
-def _mode_label(generate: Generate, info: WorkerInfo) -> str:
-    """What `auto` comes to: a tree when there is anybody to draft it."""
-    mode = generate.speculation.mode
-    if mode != "auto":
-        return mode
-    has_drafter = info.num_heads > 0 or generate.grammar is not None or generate.prediction
-    return "tree" if has_drafter else "off"
 
 
 async def _next(job: Job) -> tuple[int, TokenDelta]:

@@ -129,9 +129,12 @@ class ModelMetrics:
             self.cache_hits.inc()
 
     def count_step(self, mode: str, step: StepStats, emitted: int, gap_s: float) -> None:
-        """A step of whose tokens the first `emitted` were delivered, gap_s after the one before."""
+        """A step of whose tokens the first `emitted` were delivered, gap_s after the one before.
+
+        mode: the request's; a step that checked no draft is counted as plain decoding, whatever was asked for.
+        """
         drafted, accepted = sum(step.drafted.values()), len(step.accepted[:emitted])
-        self._steps.labels(self._model_name, mode).inc()
+        self._steps.labels(self._model_name, mode if drafted > 0 else "off").inc()
         for phase, seconds in step.phases.items():
             self._phases.labels(self._model_name, phase).observe(seconds)
         for head, is_hit in enumerate(step.head_hits[:emitted], start=1):

@@ -75,7 +75,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
         "Device": f"{info.device}, {info.dtype}"
         + (f", {info.quantization} weights" if info.quantization != "none" else ""),
         "Heads": heads,
-        "Tree": f"{info.tree_nodes} nodes, {info.tree}: {info.tree_reason}",
+        "Tree": _tree(info),
         "Context": f"{info.max_context} tokens"
         + ("" if has_chat_template else "; no chat template, see --chat-template"),
         "API key": "required" if settings.api_key else "none needed",
@@ -83,6 +83,16 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     lines = [f"  {label:<8} {value}" for label, value in rows.items()]
     call = f"  {line} \\\n    -d {shlex.quote(json.dumps(body))}"
     return "\n".join([f"Medusa Server {metadata.version('medusa-server')}", *lines, "", "Try it:", call])
+
+
+def _tree(info: WorkerInfo) -> str:
+    """How large trees are, and who says so."""
+    if info.tree_sizes == ():
+        return f"{info.tree_nodes} nodes, {info.tree}: {info.tree_reason}"
+    if len(info.tree_sizes) == 1:
+        return "none pays here: steps were timed"
+    *smaller, largest = info.tree_sizes
+    return f"{', '.join(map(str, smaller))} or {largest} nodes, the fastest at every step by what is accepted"
 
 
 async def _watch_loading(worker: WorkerClient, console: Console) -> WorkerInfo:

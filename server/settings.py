@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     queue_size: int = Field(32, ge=0, description="requests that may wait while one is decoded")
     served_model_name: str | None = Field(None, min_length=1, description="the name clients use; left out: the model's")
     tree_nodes: Annotated[int | None, BeforeValidator(_auto_is_none)] = Field(
-        None, ge=1, description="nodes of one verified tree, root included; auto: as calibrated on this device"
+        None, ge=1, description="nodes of one verified tree, root included; auto: the fastest at every step"
     )
     tree: Literal["dynamic", "static"] = Field(
         "dynamic", description="each step's best nodes, or the one shape that is best on average"

@@ -127,7 +127,10 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """What the loaded engine says of itself (medusa_core's EngineInfo)."""
+    """What the loaded engine says of itself (medusa_core's EngineInfo).
+
+    tree_sizes: the sizes of which `auto` takes the fastest at every step; empty where it always takes tree_nodes.
+    """
 
     model: str
     device: str
@@ -145,6 +148,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     tree_reason: str
     quantization: str
     adapter: str | None
+    tree_sizes: tuple[int, ...] = ()
 
 
 class RemoteError(msgspec.Struct, frozen=True):

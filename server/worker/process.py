@@ -103,6 +103,7 @@ class _CoreEngine:
             tree_reason=info.tree_reason,
             quantization=info.place.quantization,
             adapter=info.adapter,
+            tree_sizes=info.tree_sizes,
         )
 
     def device_memory(self) -> dict[str, int]:

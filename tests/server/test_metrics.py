@@ -141,3 +141,11 @@ def test_every_promised_metric_is_exposed_by_a_running_server(server: Running) -
     families = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE ")}
 
     assert sorted(set(NAMES) - families) == []
+
+
+def test_a_step_that_checked_no_draft_is_plain_decoding_whatever_was_asked_for() -> None:
+    metrics = Metrics("demo", 4)
+
+    metrics.of_model(INFO).count_step("tree", StepStats({}, [], [], 0.01, {}), emitted=1, gap_s=0.01)
+
+    assert samples(metrics)["medusa_decode_steps_total", "off"] == 1

@@ -106,6 +106,16 @@ def test_the_banner_tells_what_is_missing() -> None:
     assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
 
 
+def test_the_banner_tells_how_large_trees_are() -> None:
+    def shown(tree_sizes: tuple[int, ...]) -> str:
+        info = msgspec.structs.replace(INFO, tree_sizes=tree_sizes)
+        return banner(Settings(model="demo"), info, 8000, has_chat_template=True)
+
+    assert "Tree     8 nodes, dynamic: as asked for" in shown(())
+    assert "Tree     1, 4 or 16 nodes, the fastest at every step" in shown((1, 4, 16))
+    assert "Tree     none pays here" in shown((1,))
+
+
 def test_the_banner_tells_what_was_done_to_the_weights() -> None:
     changed = msgspec.structs.replace(INFO, quantization="torchao Int8WeightOnly", adapter="heads-folder/adapter")
     shown = banner(Settings(model="demo"), changed, 8000, has_chat_template=True)
