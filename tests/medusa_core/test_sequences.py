@@ -11,15 +11,16 @@ from itertools import islice
 from typing import Any
 
 import pytest
+import torch
 
-from medusa_core.config import SpeculationParams
+from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
 from medusa_core.engine import Engine
 from medusa_core.generation import Delta, GenerationRequest
 from medusa_core.kv_cache import KVCache, common_prefix
 from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner
 from medusa_core.sampling import SamplingParams
-from tests.cast import MockBackbone, make_engine, random_heads, tiny_backbone
+from tests.cast import MockBackbone, make_engine, random_heads, run, tiny_backbone
 from tests.medusa_core.runners.cast import TapeLauncher
 from tests.tiny_tokenizers import grammar_vocabulary
 
@@ -212,3 +213,24 @@ def test_no_answer_shows_what_the_engine_was_asked_before(house: House, seed: in
                 assert tokens_of(whole) == tokens_of(list(plain))
         if rng.random() < 0.5:
             rng.choice(talks)[:] = [*asked.request.prompt, *tokens_of(found)][: CONTEXT - 45]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="recorded steps and copies on a device need a CUDA device")
+def test_conversations_in_turn_on_cuda_are_answered_as_each_alone() -> None:
+    config = EngineConfig("demo", device="cuda", dtype="float32", max_context=512, self_test=False)
+    engine, rng = Engine.load(config), random.Random(3)
+    system = numbers(rng, 70, engine.info.vocab_size)
+    talks = [system + numbers(rng, 50, engine.info.vocab_size) for _ in range(3)]
+    alone = []
+    for talk in talks:
+        engine.forget()
+        alone.append(run(engine, talk, max_tokens=40))
+    engine.forget()
+
+    for turn in range(3):
+        for talk, expected in zip(talks, alone, strict=True):
+            [begun, *rest] = engine.generate(GenerationRequest(tuple(talk), SamplingParams(0.0), max_tokens=40))
+            assert begun.prompt is not None
+            assert begun.prompt.cached_tokens == len(talk) or turn == 0
+            assert tokens_of([begun, *rest]) == expected

@@ -173,6 +173,7 @@ def test_the_budget_is_what_the_operator_says_and_else_fits_the_device() -> None
     assert store_budget(None, CPU) == 256 * 2**20
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the free memory of a CUDA device needs one")
 def test_on_cuda_the_budget_is_a_tenth_of_what_is_free() -> None:
     device = torch.device("cuda")
