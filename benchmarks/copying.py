@@ -6,7 +6,7 @@ reads the prompt, trees, acceptance and times are those of any answer. The texts
 changed throughout ("edit this function"), and documentation quoted in an answer ("summarise with quotes"). What the
 model writes of itself is measured by benchmarks/serve.py. Prints a table and one JSON document as the last line.
 
-Usage: python benchmarks/copying.py [--nodes 8 16] [--timed 12] [--repeats 3] [--out FILE]
+Usage: python benchmarks/copying.py [--nodes 8 16] [--timed 8] [--repeats 3] [--out FILE]
 """
 
 import argparse
@@ -175,7 +175,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--timed", type=int, default=12, help="tasks of each kind, evenly taken from all there are")
+    parser.add_argument("--timed", type=int, default=8, help="tasks of each kind, evenly taken from all there are")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the JSON document to this file")
     options = parser.parse_args()

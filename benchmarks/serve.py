@@ -9,7 +9,7 @@ Columns: `+http ms` is what a step takes longer at the client than by the worker
 plain step; `identity` tokens per step by overhead by speed-up, 1 where everything was measured; `of limit` compares a
 step with the time in which this machine's memory delivers what a plain step reads.
 
-Usage: python benchmarks/serve.py [--model demo] [--nodes 8] [--timed 8] [--repeats 3] [--out FILE]
+Usage: python benchmarks/serve.py [--model demo] [--nodes 8] [--timed 6] [--repeats 3] [--out FILE]
 """
 
 from benchmarks.through_http.asking import EngineAlone, StreamPeer
@@ -31,7 +31,7 @@ def alone(model: Model) -> dict[str, StreamPeer]:
 
 def main() -> None:
     """Run the benchmark."""
-    options = parser_of(__doc__, timed=8).parse_args()
+    options = parser_of(__doc__, timed=6).parse_args()
     model = started(options)
     with our_peers(model, options.work) as ours:
         peers = ours | alone(model)
