@@ -20,6 +20,7 @@ from medusa_core.errors import CheckpointError, ConfigurationError
 from medusa_core.generation import EngineInfo
 from medusa_core.heads import DraftHeads
 from medusa_core.loading import choose_device, choose_dtype, default_context, load_backbone, read_config
+from medusa_core.memory import Memory
 from medusa_core.quantization import default_nodes, judge_model
 from medusa_core.quantization.judgement import Judgement
 
@@ -39,6 +40,7 @@ class Parts:
     heads: DraftHeads | None
     drafters: Drafters
     info: EngineInfo
+    memory: Memory
 
 
 def assemble(config: EngineConfig, progress: Callable[[str, float], None], calibration: Calibration | None) -> Parts:
@@ -101,10 +103,13 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         tree_reason=reason,
         adapter=str(adapter) if adapter is not None else None,
     )
-    drafters: Drafters = DrafterSource(heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device)
+    recycled = backbone.vocab_size if config.recycling else None
+    drafters: Drafters = DrafterSource(
+        heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device, recycled
+    )
     if heads is not None:
         drafters = StaticTrees(heads, temperatures, calibration, tree_nodes, config.tree == "static", drafters)
-    return Parts(backbone, heads, drafters, info)
+    return Parts(backbone, heads, drafters, info, Memory(backbone.vocab_size, device, config.recycling))
 
 
 def _tree_size(

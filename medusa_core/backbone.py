@@ -197,14 +197,17 @@ class TransformersBackbone:
         """
         positions = min(max_context, self.max_positions)
         trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
-        kernels = choose_kernels(self.device, self.dtype, compiled)
-        self._compute = fuse(self.model, tree_attention, self._windows.keys(), positions, kernels, trial)
+        kernels = choose_kernels(self.device, self.dtype, self._attention, compiled)
+        self._compute = fuse(self.model, self._windows.keys(), positions, kernels, trial)
         self._positions = positions if self.is_fused else self.max_positions
 
     @property
     def is_fused(self) -> bool:
         """Whether something else than the model's own modelling code computes its passes."""
         return self._compute != self._own_pass
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        return tree_attention(self.model, query, key, value, mask, scaling)[0]
 
     def _own_pass(
         self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
@@ -280,7 +283,7 @@ class TransformersBackbone:
             depth=torch.tensor([0, 1, 1, 2], device=self.device),
             ancestors=torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], device=self.device).bool(),
             used=torch.ones(4, dtype=torch.bool, device=self.device),
-            source=torch.zeros(4, dtype=torch.long, device=self.device),
+            kind=torch.zeros(4, dtype=torch.long, device=self.device),
             max_depth=2,
             guesses=None,
         )

@@ -46,6 +46,7 @@ class EngineConfig:
                        average, with the heads alone.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
     prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
+    recycling:         whether trees also hold what the model itself last found likeliest behind each token.
     prefix_cache:      MiB for the rows of earlier conversations, which then need not be computed again; with 0 only the
                        last is kept. None is 256 on a CPU, and on CUDA a tenth of what the weights leave free.
     prefill_chunk:     prompt tokens of one forward pass; bounds memory and the time a cancel takes.
@@ -54,8 +55,8 @@ class EngineConfig:
                        load shows that the results are the same.
     compile:           whether kernels for small models in float32 on a CPU are built by the system's C compiler at
                        load; where there is none, and with False, torch's own are used.
-    runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step; `auto`
-                       records on CUDA.
+    runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step;
+                       `auto` records on CUDA.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
     """
 
@@ -70,6 +71,7 @@ class EngineConfig:
     tree: TreeKind = "dynamic"
     max_depth: int = 8
     prompt_lookup: bool = True
+    recycling: bool = True
     prefix_cache: int | None = None
     prefill_chunk: int = 512
     num_threads: int | None = None

@@ -8,7 +8,7 @@ Between the two halves, while the forward pass runs, a grammar is asked on the h
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -127,6 +127,8 @@ def accept_and_commit(
 ) -> tuple[Acceptance, DraftState]:
     """Accept a path, move its rows to the front, and return what was emitted with the state of the next step.
 
+    Mutates the cache and `state.memory`, which learns from what was accepted.
+
     allowed: [N, V] bool, what a grammar allows at each node; None without one.
     """
     logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts, allowed)
@@ -139,7 +141,13 @@ def accept_and_commit(
         # what stands behind the new root is overwritten by the next step
         places = state.past + 1 + torch.arange(accepted.tokens.shape[0], device=history.device)
         history = history.index_copy(0, places, accepted.tokens)
-    return accepted, DraftState(accepted.bonus, hidden, state.past + accepted.count, counts, history)
+    if state.memory is not None:
+        state.memory.learn(verified.tree, accepted.path)
+        state.memory.keep_successors(verified.tree, verified.forward.logits)
+    following = replace(
+        state, root=accepted.bonus, hidden=hidden, past=state.past + accepted.count, counts=counts, history=history
+    )
+    return accepted, following
 
 
 def bucket(rows: int, multiple: int = 64) -> int:

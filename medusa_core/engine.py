@@ -21,6 +21,7 @@ from medusa_core.drafters import Asked, Drafters, DraftState, Paced
 from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
+from medusa_core.memory import Memory
 from medusa_core.pacing import FixedPace, Pace
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
 from medusa_core.runners import DecodePlan, EagerRunner, MakeRunner, StepResult, choose_runner, to_host, unpack_masks
@@ -52,13 +53,17 @@ class Engine:
         drafters: Drafters,
         load_vocabulary: Callable[[], GrammarVocabulary],
         store: PrefixStore,
+        memory: Memory,
         make_runner: MakeRunner = EagerRunner,
     ) -> None:
-        """`load_vocabulary` is called once, when the first grammar is asked for; `store` keeps earlier sequences."""
+        """`store` keeps earlier sequences, `memory` what drafting learnt from them.
+
+        load_vocabulary: called once, when the first grammar is asked for.
+        """
         self.info = info
         self._load_vocabulary = load_vocabulary
         self._vocabulary: GrammarVocabulary | None = None
-        self._backbone, self._drafters = backbone, drafters
+        self._backbone, self._drafters, self._memory = backbone, drafters, memory
         # Behind the context: the slots of one tree, and the block that its commit writes.
         scratch = info.tree_nodes + info.max_depth + 1
         # Rounded up, because attention kernels want masks of round widths.
@@ -87,8 +92,16 @@ class Engine:
 
         store = PrefixStore(store_budget(config.prefix_cache, parts.backbone.device))
         make_runner = choose_runner(config.runner, parts.backbone.device)
-        chunk = config.prefill_chunk
-        engine = cls(parts.backbone, parts.info, chunk, parts.drafters, load_vocabulary, store, make_runner)
+        engine = cls(
+            parts.backbone,
+            parts.info,
+            config.prefill_chunk,
+            parts.drafters,
+            load_vocabulary,
+            store,
+            parts.memory,
+            make_runner,
+        )
         progress("warming up", 0.9)
         engine.warm_up()
         if parts.heads is not None and config.self_test:
@@ -212,7 +225,15 @@ class Engine:
         counts = adjustments.count(counts, root, torch.ones_like(past))
         history = torch.zeros(cache.rows, dtype=torch.long)
         history[: len(prompt) + 1] = torch.tensor([*prompt, *first.tokens])
-        state = DraftState(root[0], computed.last.hidden[0], past, counts, history.to(self._backbone.device))
+        state = DraftState(
+            root=root[0],
+            hidden=computed.last.hidden[0],
+            past=past,
+            counts=counts,
+            history=history.to(self._backbone.device),
+            sampler=None if sampler.is_greedy else sampler,
+            memory=self._recall(request),
+        )
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
@@ -233,6 +254,18 @@ class Engine:
         """How large the trees of a request are."""
         wanted = request.speculation.max_nodes
         return FixedPace(wanted if wanted is not None else self.info.tree_nodes)
+
+    def _recall(self, request: GenerationRequest) -> Memory:
+        """What is remembered of earlier requests; nothing of what could make an answer with a seed come out otherwise.
+
+        How sure drafters are decides how many nodes a step has, and so how a device rounds; which tokens they draft
+        decides what is emitted under rules that are not exact.
+        """
+        if request.sampling.seed is not None:
+            self._memory.forget_outcomes()
+            if request.speculation.acceptance != "exact":
+                self._memory.forget_successors()
+        return self._memory
 
     def _constraint(self, grammar: str | None) -> Constraint | None:
         """The start of a walk through a grammar; raises InvalidParameter for one that cannot be used."""

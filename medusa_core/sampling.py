@@ -19,6 +19,7 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "gumbel_noise",
+    "gumbel_noise_of",
     "noise_key",
     "process_logits",
     "uniform_tail",
@@ -136,8 +137,13 @@ def gumbel_noise(key: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     Returns [R, V] float32, in about [-2.9, 22.9].
     """
     rows = _mix(_mix(key ^ positions) ^ key)
-    tokens = _mix(torch.arange(1, vocab_size + 1, device=positions.device))
-    hashed = _mix(rows[:, None] ^ tokens)
+    hashed = _mix(rows[:, None] ^ _mix(torch.arange(1, vocab_size + 1, device=positions.device)))
+    return -torch.log(-torch.log1p(-uniform_tail(hashed)))
+
+
+def gumbel_noise_of(key: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """The noise of single tokens [...] at absolute positions [...], both int64 and broadcast: [...] float32."""
+    hashed = _mix(_mix(_mix(key ^ positions) ^ key) ^ _mix(tokens + 1))
     return -torch.log(-torch.log1p(-uniform_tail(hashed)))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "GRADES",
     "SOURCES",
     "CandidateTree",
     "TreeTopology",
@@ -19,7 +20,9 @@ __all__ = [
 ]
 
 # Who may draft a node, in the words that statistics use; where two say the same, the one that ranked it higher has it.
-SOURCES = ("heads", "lookup", "prediction", "grammar")
+SOURCES = ("heads", "lookup", "recycling", "prediction", "grammar")
+# How many degrees of sureness each of them tells apart; with the source they make a node's kind.
+GRADES = 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class CandidateTree:
     depth:     [N] int64.
     ancestors: [N, N] bool, ancestors of each node and the node itself.
     used:      [N] bool; an unused slot is never compared and attends only to itself.
-    source:    [N] int64, who drafted each node, an index into SOURCES.
+    kind:      [N] int64, who drafted each node and how sure it was: an index into SOURCES times GRADES, plus the grade.
     max_depth: no node is deeper; known on the host, sizes paths and noise.
     guesses:   [K] int64, the likeliest token of each head, for its statistics; None without heads.
 
@@ -117,7 +120,7 @@ class CandidateTree:
     depth: Tensor
     ancestors: Tensor
     used: Tensor
-    source: Tensor
+    kind: Tensor
     max_depth: int
     guesses: Tensor | None
 
@@ -131,7 +134,7 @@ class CandidateTree:
             depth=torch.tensor(topology.depths, device=device),
             ancestors=ancestor_mask(topology.parents).to(device),
             used=torch.ones(topology.num_nodes, dtype=torch.bool, device=device),
-            source=torch.zeros(topology.num_nodes, dtype=torch.long, device=device),
+            kind=torch.zeros(topology.num_nodes, dtype=torch.long, device=device),
             max_depth=topology.max_depth,
             guesses=None,
         )
@@ -147,7 +150,7 @@ class CandidateTree:
             depth=index,
             ancestors=index[:, None] >= index,
             used=torch.ones(length, dtype=torch.bool, device=device),
-            source=torch.zeros(length, dtype=torch.long, device=device),
+            kind=torch.zeros(length, dtype=torch.long, device=device),
             max_depth=length - 1,
             guesses=None,
         )
@@ -156,6 +159,11 @@ class CandidateTree:
     def num_nodes(self) -> int:
         """N, slots of the tree, root included."""
         return self.tokens.shape[0]
+
+    @property
+    def source(self) -> Tensor:
+        """[N] int64, who drafted each node, an index into SOURCES."""
+        return self.kind // GRADES
 
     def living(self, match: Tensor) -> Tensor:
         """Nodes whose whole ancestry, themselves included, matched.

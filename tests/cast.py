@@ -15,6 +15,7 @@ from medusa_core.engine import Engine
 from medusa_core.generation import EngineInfo, GenerationRequest
 from medusa_core.heads import DraftHeads
 from medusa_core.kv_cache import KVCache
+from medusa_core.memory import Memory
 from medusa_core.prefix_cache import PrefixStore
 from medusa_core.runners import EagerRunner, MakeRunner
 from medusa_core.sampling import SamplingParams
@@ -121,6 +122,7 @@ def make_engine(
     prefill_chunk: int = 512,
     drafter: Drafter | None = None,
     has_lookup: bool = True,
+    recycles: bool = False,
     vocabulary: GrammarVocabulary | None = None,
     prefix_budget: int = 1 << 24,
     make_runner: MakeRunner = EagerRunner,
@@ -150,9 +152,12 @@ def make_engine(
         tree_reason="as asked for",
         adapter=None,
     )
-    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU)
+    memory = Memory(backbone.vocab_size, CPU, recycles)
+    recycled = backbone.vocab_size if recycles else None
+    made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU, recycled)
     drafters = Always(drafter) if drafter is not None else made
-    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, PrefixStore(prefix_budget), make_runner)
+    store = PrefixStore(prefix_budget)
+    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, store, memory, make_runner)
 
 
 def run(engine: Engine, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **options: Any) -> list[int]:

@@ -26,6 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"backbone", "acceptance"},
         {"checkpoints", "fusion"},
         {"adjustments", "kv_cache", "heads", "node_choice", "pacing", "pictures"},
+        {"memory"},
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},
         {"config", "chat_templates", "gbnf", "infill", "token_bytes", "tool_formats"},

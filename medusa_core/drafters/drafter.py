@@ -5,7 +5,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from medusa_core.node_choice import Branch
+from medusa_core.memory import Memory
+from medusa_core.node_choice import Proposal
+from medusa_core.sampling import Sampler
 from medusa_core.tree import CandidateTree
 
 __all__ = ["DraftState", "Drafter", "Grammatical"]
@@ -16,11 +18,11 @@ class Grammatical:
     """What a grammar says of the tokens behind the root.
 
     allowed: [V] bool, the tokens that may follow it.
-    forced:  the span that must follow it, impossible from its start where there is a choice.
+    forced:  the span that must follow it, nothing where there is a choice.
     """
 
     allowed: Tensor
-    forced: Branch
+    forced: Proposal
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class DraftState:
     counts:  [V] float32, how often each token stands in the answer, root included; None when no penalty asks for it.
     history: [S] int64, the token of each position up to the root's, then anything; only lookup needs it.
     grammar: what may and what must come next; None for an answer without a grammar.
+    sampler: with whose noise tokens will be drawn, for drafts that are to agree with it; None when drawn without any.
+    memory:  what earlier steps taught, changed in place by every step; None learns nothing, and is for heads alone.
     """
 
     root: Tensor
@@ -41,6 +45,8 @@ class DraftState:
     counts: Tensor | None = None
     history: Tensor | None = None
     grammar: Grammatical | None = None
+    sampler: Sampler | None = None
+    memory: Memory | None = None
 
 
 class Drafter(Protocol):

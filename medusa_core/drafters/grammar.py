@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
-from medusa_core.node_choice import IMPOSSIBLE, Branch
+from medusa_core.memory import IMPOSSIBLE, NOTHING, kind_of
+from medusa_core.node_choice import Proposal
+from medusa_core.tree import TreeTopology
 
-__all__ = ["GrammarBranch", "forced_branch", "only_allowed"]
+__all__ = ["GrammarBranch", "forced_span", "only_allowed"]
 
 
 def only_allowed(log_probs: Tensor, allowed: Tensor) -> Tensor:
@@ -25,12 +27,12 @@ def only_allowed(log_probs: Tensor, allowed: Tensor) -> Tensor:
     return torch.cat([first.clamp(min=IMPOSSIBLE, max=0.0), log_probs[1:]])
 
 
-def forced_branch(tokens: Sequence[int], depth: int, device: torch.device) -> Branch:
-    """The branch of D = `depth` tokens that begins with a forced span: nothing else can be drawn there."""
+def forced_span(tokens: Sequence[int], depth: int, device: torch.device) -> Proposal:
+    """The chain of D = `depth` tokens that begins with a forced span: nothing else can be drawn there."""
     span = list(tokens[:depth])
-    padded = [*span, *[0] * (depth - len(span))]
-    scores = [0.0] * len(span) + [IMPOSSIBLE] * (depth - len(span))
-    return Branch(torch.tensor(padded, device=device), torch.tensor(scores, device=device))
+    missing = depth - len(span)
+    kinds = [kind_of("grammar", 0)] * len(span) + [NOTHING] * missing
+    return Proposal(torch.tensor([*span, *[0] * missing], device=device), torch.tensor(kinds, device=device))
 
 
 class GrammarBranch:
@@ -40,7 +42,11 @@ class GrammarBranch:
     (github.com/sgl-project/sglang, issue 17062).
     """
 
-    def propose(self, state: DraftState) -> Branch:
-        """See BranchDrafter.propose; needs `state.grammar`."""
+    def __init__(self, depth: int) -> None:
+        """`depth` is D, that of the spans which the runner makes."""
+        self.shape = TreeTopology.chain(depth)
+
+    def propose(self, state: DraftState) -> Proposal:
+        """See Proposer.propose; needs `state.grammar`."""
         assert state.grammar is not None, "the runner says what the grammar of a constrained answer forces"
         return state.grammar.forced

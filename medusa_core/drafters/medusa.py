@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from medusa_core.drafters.coupling import perturbed
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.grammar import only_allowed
 from medusa_core.heads import DraftHeads
@@ -19,11 +20,14 @@ def head_log_probs(heads: DraftHeads, temperatures: Tensor, state: DraftState) -
 
     temperatures: [K], divide each head's logits: heads are over-confident, and the joint ranking depends on it.
 
+    Where tokens are drawn with noise, the guess is of the token that this very noise will pick: coupled drafting.
     Where a grammar is followed, the first head guesses only what that allows; what it allows further on depends on
     the guesses themselves, and is found out when they are verified.
     """
-    logits: Tensor = heads(state.hidden)
-    log_probs = (logits.float() / temperatures[:, None]).log_softmax(dim=-1)
+    logits: Tensor = heads(state.hidden).float() / temperatures[:, None]
+    if state.sampler is not None:
+        logits = perturbed(logits, heads, state.sampler, state.past)
+    log_probs = logits.log_softmax(dim=-1)
     return log_probs if state.grammar is None else only_allowed(log_probs, heads.of_tokens(state.grammar.allowed))
 
 

@@ -10,10 +10,11 @@ from medusa_core.config import SpeculationParams
 from medusa_core.drafters.drafter import Drafter
 from medusa_core.drafters.grammar import GrammarBranch
 from medusa_core.drafters.medusa import MedusaDrafter
-from medusa_core.drafters.merged import BranchDrafter, MergedDrafter
+from medusa_core.drafters.merged import MergedDrafter, Proposer
 from medusa_core.drafters.plain import RootOnly
 from medusa_core.drafters.prediction import PredictionBranch
 from medusa_core.drafters.prompt_lookup import PromptLookup
+from medusa_core.drafters.recycling import Recycling, recycling_shape
 from medusa_core.heads import DraftHeads
 from medusa_core.node_choice import BestNodes
 from medusa_core.tree import TreeTopology
@@ -55,12 +56,18 @@ class DrafterSource:
         max_depth: int,
         has_lookup: bool,
         device: torch.device,
+        recycled_vocab: int | None = None,
     ) -> None:
-        """Heads with their temperatures [K], the most nodes of a tree, the depth of branches, whether one looks up."""
+        """Heads with their temperatures [K], the most nodes of a tree, the depth of branches, whether one looks up.
+
+        recycled_vocab: size of the vocabulary whose tokens are recycled; None recycles none.
+        """
         self._heads, self._temperatures, self._device = heads, temperatures, device
         self._tree_nodes, self._max_depth, self._has_lookup = tree_nodes, max_depth, has_lookup
+        self._recycled_vocab = recycled_vocab
         self._plain = RootOnly(device)
         self._chains: dict[int, Drafter] = {}
+        self._trees: dict[tuple[int, bool], Drafter] = {}
         self._nodes: dict[tuple[int, tuple[str, ...]], BestNodes] = {}
 
     def get(self, asked: Asked) -> Drafter:
@@ -82,23 +89,36 @@ class DrafterSource:
         return self._chains[num_nodes]
 
     def _tree(self, num_nodes: int, asked: Asked) -> Drafter:
-        """Everybody who may have something to say, in one tree."""
+        """Everybody who may have something to say, in one tree; only a prediction is one request's own."""
         depth = min(self._max_depth, num_nodes - 1)
-        branches: dict[str, BranchDrafter] = {}
-        if asked.prediction:
-            branches["prediction"] = PredictionBranch(asked.prediction, asked.first_position, depth, self._device)
-        if asked.has_grammar:
-            branches["grammar"] = GrammarBranch()
-        if self._heads is None and not branches:
-            # lookup alone would pay for empty slots wherever nothing matches
-            return self._plain
+        if not asked.prediction:
+            key = num_nodes, asked.has_grammar
+            if key not in self._trees:
+                self._trees[key] = self._merged(num_nodes, self._proposers(num_nodes, depth, asked.has_grammar))
+            return self._trees[key]
+        prediction = PredictionBranch(asked.prediction, asked.first_position, depth, self._device)
+        others = self._proposers(num_nodes, depth, asked.has_grammar)
+        return self._merged(num_nodes, {"prediction": prediction, **others})
+
+    def _proposers(self, num_nodes: int, depth: int, has_grammar: bool) -> dict[str, Proposer]:
+        found: dict[str, Proposer] = {}
+        if has_grammar:
+            found["grammar"] = GrammarBranch(depth)
         if self._has_lookup:
-            branches["lookup"] = PromptLookup(depth, self._device)
-        key = num_nodes, tuple(branches)
+            found["lookup"] = PromptLookup(depth, self._device)
+        if self._recycled_vocab is not None:
+            found["recycling"] = Recycling(recycling_shape(num_nodes, depth, self._recycled_vocab), self._device)
+        return found
+
+    def _merged(self, num_nodes: int, proposers: dict[str, Proposer]) -> Drafter:
+        if self._heads is None and not proposers:
+            return self._plain
+        key = num_nodes, tuple(proposers)
         if key not in self._nodes:
             num_heads, vocab_size, token_ids = 0, 1, None
             if self._heads is not None:
                 num_heads, vocab_size = self._heads.config.num_heads, self._heads.config.vocab_size
                 token_ids = self._heads.token_ids
-            self._nodes[key] = BestNodes(num_nodes, num_heads, vocab_size, key[1], depth, self._device, token_ids)
-        return MergedDrafter(self._heads, self._temperatures, branches, self._nodes[key])
+            shapes = {name: proposer.shape for name, proposer in proposers.items()}
+            self._nodes[key] = BestNodes(num_nodes, num_heads, vocab_size, shapes, self._device, token_ids)
+        return MergedDrafter(self._heads, self._temperatures, proposers, self._nodes[key])

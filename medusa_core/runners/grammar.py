@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medusa_core.constraints import Constraint
-from medusa_core.drafters import Grammatical, forced_branch
+from medusa_core.drafters import Grammatical, forced_span
 from medusa_core.tree import CandidateTree
 
 __all__ = ["HostTree", "check_tree", "host_tree", "unpack_masks", "what_follows"]
@@ -31,7 +31,7 @@ def host_tree(tree: CandidateTree) -> HostTree:
 def what_follows(constraint: Constraint, depth: int, vocab_size: int, device: torch.device) -> Grammatical:
     """What may and what must follow the root, for drafters whose branches have `depth` tokens."""
     allowed = unpack_masks([constraint.allowed()], vocab_size, device)[0]
-    return Grammatical(allowed, forced_branch(constraint.forced(), depth, device))
+    return Grammatical(allowed, forced_span(constraint.forced(), depth, device))
 
 
 def check_tree(

@@ -74,16 +74,13 @@ def engines(backbone: Backbone, case: Case, plain: Sequence[int]) -> dict[str, E
     bushy = TreeTopology.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
     static = MedusaDrafter.static(heads, torch.ones(heads.config.num_heads), bushy)
     options: Any = {"eos": (END,), "vocabulary": grammar_vocabulary(backbone.vocab_size, END)}
-    found = {
-        "heads and branches": make_engine(backbone, heads, tree_nodes=16, **options),
+    return {
+        "all in one tree": make_engine(backbone, heads, tree_nodes=16, recycles=True, **options),
+        "no heads": make_engine(backbone, tree_nodes=12, recycles=True, **options),
         "heads alone": make_engine(backbone, heads, tree_nodes=16, has_lookup=False, **options),
         "static tree": make_engine(backbone, drafter=static, **options),
         "oracle": make_engine(backbone, drafter=oracle, tree_nodes=16, **options),
     }
-    if case.is_json or case.is_predicted:
-        # without either, an engine without heads decodes plainly
-        found["branches alone"] = make_engine(backbone, tree_nodes=12, **options)
-    return found
 
 
 def unspeculated(backbone: Backbone, case: Case) -> list[int]:
@@ -100,7 +97,7 @@ def answers(backbone: Backbone, case: Case) -> dict[str, list[int]]:
     made = engines(backbone, case, plain)
     found = {name: run(engine, PROMPT, case.sampling, **options) for name, engine in made.items()}
     chain = SpeculationParams(mode="chain")
-    chained = run(made["heads and branches"], PROMPT, case.sampling, speculation=chain, **options)
+    chained = run(made["all in one tree"], PROMPT, case.sampling, speculation=chain, **options)
     return {**found, "chain": chained, "off": plain}
 
 
@@ -118,6 +115,26 @@ def test_every_drafter_gives_the_plain_answer(family: str, case: Case) -> None:
     found = answers(TransformersBackbone(tiny_model(family)), case)
 
     assert all(answer == found["off"] for answer in found.values()), found
+
+
+@pytest.mark.parametrize("case", ["greedy", "filtered", "penalised", "predicted"])
+@pytest.mark.parametrize("nodes", [1, 8, 32, 64])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_trees_of_every_size_give_the_plain_answer_with_and_without_cached_rows(
+    family: str, nodes: int, case: str
+) -> None:
+    backbone, asked = TransformersBackbone(tiny_model(family)), CASES[case]
+    plain = unspeculated(backbone, asked)
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=64, recycles=True, eos=(END,))
+    tree = SpeculationParams(mode="tree", max_nodes=nodes)
+    options = {**asked.options(plain), "max_tokens": LENGTH, "speculation": tree}
+
+    answers = [run(engine, PROMPT, asked.sampling, **options) for _ in range(2)]
+    other = run(engine, [*PROMPT[:5], 7, 7], asked.sampling, **options)
+    answers.append(run(engine, PROMPT, asked.sampling, **options))
+
+    assert answers == [plain] * 3
+    assert other != plain
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -45,7 +45,7 @@ def test_a_root_alone_emits_its_own_draw() -> None:
 
 
 def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
-    tree = BestNodes(3, 1, VOCAB, (), 0, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7, ())
+    tree = BestNodes(3, 1, VOCAB, {}, CPU).build(torch.tensor(5), prefer({0: 7}, 1) * 1e6 - 1e7, None, None)
     assert tree.used.tolist() == [True, True, False] or tree.used.tolist() == [True, False, False]
     wrong = int(tree.tokens[2])
 
@@ -57,7 +57,7 @@ def test_an_unused_slot_is_never_accepted_though_its_token_is_right() -> None:
 def test_acceptance_is_a_walk_from_the_root_along_equal_draws(seed: int, temperature: float, nodes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     guesses = torch.randn(3, 4, generator=generator).log_softmax(-1)
-    tree = BestNodes(nodes, 3, 4, (), 0, CPU).build(torch.tensor(1), guesses, ())
+    tree = BestNodes(nodes, 3, 4, {}, CPU).build(torch.tensor(1), guesses, None, None)
     logits = torch.randn(tree.num_nodes, 4, generator=generator)
     sampler = Sampler.of_request(SamplingParams(temperature=temperature, seed=seed), CPU)
 

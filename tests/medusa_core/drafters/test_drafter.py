@@ -14,8 +14,10 @@ from medusa_core.drafters import (
     Grammatical,
     MedusaDrafter,
     RootOnly,
-    forced_branch,
+    forced_span,
 )
+from medusa_core.memory import Memory
+from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, FixedDrafter, Oracle, random_heads
 
@@ -25,12 +27,16 @@ STATE = DraftState(
     torch.randn(16, generator=torch.Generator().manual_seed(1)),
     torch.tensor(12),
     history=torch.tensor([4, 5, 6, 7, 8, 9, 1, 2, 3, 2, 3, 4, 5, *range(10)]),
-    grammar=Grammatical(torch.arange(23) > 5, forced_branch([6, 7], 8, CPU)),
+    grammar=Grammatical(torch.arange(23) > 5, forced_span([6, 7], 8, CPU)),
+    sampler=Sampler.of_request(SamplingParams(1.0, seed=3), CPU),
+    memory=Memory(23, CPU),
 )
 
 
-def tree(has_lookup: bool = True, prediction: tuple[int, ...] = (), has_grammar: bool = False) -> Drafter:
-    source = DrafterSource(HEADS, torch.ones(3), 12, 8, has_lookup, CPU)
+def tree(
+    has_lookup: bool = True, prediction: tuple[int, ...] = (), has_grammar: bool = False, recycles: bool = False
+) -> Drafter:
+    source = DrafterSource(HEADS, torch.ones(3), 12, 8, has_lookup, CPU, 23 if recycles else None)
     return source.get(Asked(SpeculationParams(), prediction, 10, has_grammar))
 
 
@@ -38,7 +44,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "plain": lambda: RootOnly(CPU),
     "heads alone": lambda: tree(has_lookup=False),
     "heads and lookup": tree,
-    "all": lambda: tree(prediction=(2, 3, 4, 6, 7), has_grammar=True),
+    "all": lambda: tree(prediction=(2, 3, 4, 6, 7), has_grammar=True, recycles=True),
     "chain": lambda: MedusaDrafter.static(HEADS, torch.ones(3), TreeTopology.chain(3)),
     "oracle": lambda: Oracle(range(40), 0, 23),
     "fixed": lambda: FixedDrafter(TreeTopology.chain(2), [1, 2]),

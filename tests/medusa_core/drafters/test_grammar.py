@@ -1,24 +1,24 @@
 import torch
 
-from medusa_core.drafters import forced_branch
+from medusa_core.drafters import forced_span
 from medusa_core.drafters.grammar import only_allowed
-from medusa_core.node_choice import IMPOSSIBLE
+from medusa_core.memory import IMPOSSIBLE, NOTHING, kind_of
 from tests.cast import CPU
 
 
 def test_a_forced_span_is_certain_and_what_lies_behind_it_impossible() -> None:
-    branch = forced_branch([7, 8], 4, CPU)
+    branch = forced_span([7, 8], 4, CPU)
 
     assert branch.tokens.tolist()[:2] == [7, 8]
-    assert branch.log_probs.tolist() == [0.0, 0.0, IMPOSSIBLE, IMPOSSIBLE]
+    assert branch.kinds.tolist() == [kind_of("grammar", 0)] * 2 + [NOTHING] * 2
 
 
 def test_a_span_longer_than_a_branch_is_cut() -> None:
-    assert forced_branch([7, 8, 9], 2, CPU).tokens.tolist() == [7, 8]
+    assert forced_span([7, 8, 9], 2, CPU).tokens.tolist() == [7, 8]
 
 
 def test_where_there_is_a_choice_nothing_is_forced() -> None:
-    assert forced_branch([], 2, CPU).log_probs.tolist() == [IMPOSSIBLE] * 2
+    assert forced_span([], 2, CPU).kinds.tolist() == [NOTHING] * 2
 
 
 def test_allowed_tokens_share_the_first_heads_whole_probability() -> None:

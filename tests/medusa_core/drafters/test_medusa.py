@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medusa_core.config import SpeculationMode, SpeculationParams
-from medusa_core.drafters import Asked, DrafterSource, DraftState, Grammatical, MedusaDrafter, forced_branch
+from medusa_core.drafters import Asked, DrafterSource, DraftState, Grammatical, MedusaDrafter, forced_span
 from medusa_core.heads import DraftHeads
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, MockBackbone, make_engine, random_heads, run
@@ -40,7 +40,7 @@ def test_a_hot_head_loses_nodes_to_the_others() -> None:
 def test_the_first_head_of_a_chain_guesses_what_the_grammar_allows() -> None:
     allowed = torch.zeros(23, dtype=torch.bool)
     allowed[[7, 9]] = True
-    state = replace(STATE, grammar=Grammatical(allowed, forced_branch([], 3, CPU)))
+    state = replace(STATE, grammar=Grammatical(allowed, forced_span([], 3, CPU)))
     tree = MedusaDrafter.static(HEADS, torch.ones(3), TreeTopology.chain(3)).draft(state)
 
     assert int(tree.tokens[1]) in (7, 9)
@@ -59,7 +59,7 @@ def test_heads_of_a_truncated_vocabulary_draft_its_tokens_and_of_those_what_the_
             Asked(SpeculationParams(mode), (), 1, False)
         )
         free = drafter.draft(STATE)
-        bound = drafter.draft(replace(STATE, grammar=Grammatical(allowed, forced_branch([], 3, CPU))))
+        bound = drafter.draft(replace(STATE, grammar=Grammatical(allowed, forced_span([], 3, CPU))))
 
         assert set(free.tokens[1:].tolist()) <= set(ids.tolist())
         assert {int(token) for token in bound.tokens[bound.used & (bound.depth == 1)]} == {9}

@@ -1,9 +1,10 @@
 import torch
 
 from medusa_core.config import SpeculationParams
-from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState, Grammatical, forced_branch
+from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState, Grammatical, forced_span
 from medusa_core.generation import GenerationRequest
 from medusa_core.heads import DraftHeads
+from medusa_core.memory import Memory
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import SOURCES, CandidateTree
 from tests.cast import CPU, GREEDY, MockBackbone, make_engine, random_heads, run
@@ -21,7 +22,8 @@ def merged(
 
 def state(sequence: list[int], grammar: Grammatical | None = None) -> DraftState:
     history = torch.tensor(sequence + [0] * 12)
-    return DraftState(torch.tensor(sequence[-1]), HIDDEN, torch.tensor(len(sequence) - 1), None, history, grammar)
+    past, memory = torch.tensor(len(sequence) - 1), Memory(23, CPU)
+    return DraftState(torch.tensor(sequence[-1]), HIDDEN, past, None, history, grammar, memory=memory)
 
 
 def sources_of(tree: CandidateTree) -> set[str]:
@@ -70,7 +72,7 @@ def test_lookup_prediction_and_heads_share_one_tree() -> None:
 def test_only_what_the_grammar_allows_next_is_drafted_and_what_it_forces_is_drafted_first() -> None:
     allowed = torch.zeros(23, dtype=torch.bool)
     allowed[[11]] = True
-    grammar = Grammatical(allowed, forced_branch([11, 12, 13], 8, CPU))
+    grammar = Grammatical(allowed, forced_span([11, 12, 13], 8, CPU))
     tree = merged(has_grammar=True).draft(state([1, 2, 3, 1, 2, 3], grammar))
 
     assert tree.tokens[tree.used & (tree.depth == 1)].tolist() == [11]

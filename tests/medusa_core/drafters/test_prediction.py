@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_core.drafters import DraftState, PredictionBranch
-from medusa_core.node_choice import IMPOSSIBLE
+from medusa_core.memory import NOTHING
 from tests.cast import CPU
 
 PROMPT = [50, 51, 52]
@@ -17,7 +17,7 @@ def propose(prediction: list[int], answer: list[int], depth: int = 4) -> list[in
     branch = drafter.propose(
         DraftState(torch.tensor(answer[-1]), torch.zeros(1), torch.tensor(len(sequence) - 1), None, history)
     )
-    possible = branch.log_probs > IMPOSSIBLE
+    possible = branch.kinds != NOTHING
     tokens: list[int] = branch.tokens[possible].tolist()
     assert bool((possible.long().diff() <= 0).all()), "a branch ends once"
     return tokens

@@ -1,30 +1,29 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_core.drafters import PromptLookup
-from medusa_core.node_choice import IMPOSSIBLE
+from medusa_core.memory import NOTHING, kind_of
+from medusa_core.tree import GRADES
 from tests.cast import CPU
 
 GARBAGE = [7, 7, 7, 7]
 
 
-def look_up(sequence: list[int], depth: int = 4) -> tuple[list[int], list[float]]:
-    """Proposed tokens and the chances they are given."""
+def look_up(sequence: list[int], depth: int = 4) -> tuple[list[int], list[int]]:
+    """Proposed tokens and how many tokens stand behind each; 0 where nothing is proposed."""
     history = torch.tensor(sequence + GARBAGE)
     branch = PromptLookup(depth, CPU).look_up(history, torch.tensor(len(sequence) - 1))
-    return branch.tokens.tolist(), [round(math.exp(value), 2) for value in branch.log_probs.tolist()]
+    return branch.tokens.tolist(), [max(0, kind - kind_of("lookup", 0) + 1) for kind in branch.kinds.tolist()]
 
 
 def slowly(sequence: list[int], depth: int) -> tuple[int, list[int]]:
-    """Length of the longest match, at most 4 and the latest of equals, and what follows it, going round."""
+    """Length of the longest match, at most 8 and the latest of equals, and what follows it, going round."""
     root, best = len(sequence) - 1, (0, 0)
     for end in range(root):
         length = 0
-        while length < 4 and length <= end and sequence[end - length] == sequence[root - length]:
+        while length < GRADES and length <= end and sequence[end - length] == sequence[root - length]:
             length += 1
         if length >= best[0] and length > 0:
             best = (length, end)
@@ -33,10 +32,10 @@ def slowly(sequence: list[int], depth: int) -> tuple[int, list[int]]:
 
 
 def test_what_followed_last_time_is_proposed_with_growing_confidence() -> None:
-    tokens, chances = look_up([1, 2, 3, 4, 5, 6, 9, 1, 2])
+    tokens, matched = look_up([1, 2, 3, 4, 5, 6, 9, 1, 2])
 
     assert tokens == [3, 4, 5, 6]
-    assert chances == [0.45, 0.6, 0.9, 0.9]
+    assert matched == [2, 3, 4, 5]
 
 
 def test_the_longer_match_goes_before_the_later_one() -> None:
@@ -50,24 +49,24 @@ def test_repetition_goes_round() -> None:
 def test_nothing_is_proposed_where_nothing_matches() -> None:
     branch = PromptLookup(3, CPU).look_up(torch.tensor([1, 2, 3, 4, *GARBAGE]), torch.tensor(3))
 
-    assert branch.log_probs.tolist() == [IMPOSSIBLE] * 3
+    assert branch.kinds.tolist() == [NOTHING] * 3
 
 
 @pytest.mark.parametrize("sequence", [[7, 1], [1, 7], [7, 7]])
 def test_what_lies_behind_the_root_and_before_the_start_is_no_match(sequence: list[int]) -> None:
     branch = PromptLookup(2, CPU).look_up(torch.tensor(sequence + GARBAGE), torch.tensor(1))
 
-    assert bool((branch.log_probs > IMPOSSIBLE).all()) == (sequence == [7, 7])
+    assert bool((branch.kinds != NOTHING).all()) == (sequence == [7, 7])
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=24), st.integers(1, 6))
 def test_one_pass_over_the_sequence_finds_what_a_search_finds(sequence: list[int], depth: int) -> None:
     length, expected = slowly(sequence, depth)
-    tokens, chances = look_up(sequence, depth)
+    tokens, matched = look_up(sequence, depth)
 
     if length == 0:
-        assert chances == [0.0] * depth
+        assert matched == [0] * depth
     else:
         assert tokens == expected
-        assert chances[0] == (0.25, 0.45, 0.6, 0.9)[length - 1]
+        assert matched == [min(length + ahead, GRADES) for ahead in range(depth)]

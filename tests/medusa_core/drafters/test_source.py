@@ -15,27 +15,35 @@ def drafter(
     prediction: tuple[int, ...] = (),
     has_grammar: bool = False,
     has_lookup: bool = True,
+    recycles: bool = False,
 ) -> Drafter:
-    source = DrafterSource(heads, torch.ones(3), 8, 8, has_lookup, CPU)
+    source = DrafterSource(heads, torch.ones(3), 8, 8, has_lookup, CPU, 23 if recycles else None)
     return source.get(Asked(SpeculationParams(mode, max_nodes), prediction, 1, has_grammar))
 
 
-def test_the_costly_part_of_a_tree_is_made_once() -> None:
+def test_requests_share_a_drafter_and_with_a_prediction_at_least_its_costly_part() -> None:
     source = DrafterSource(HEADS, torch.ones(3), 8, 8, True, CPU)
 
-    def made(max_nodes: int) -> set[int]:
-        drafter = source.get(Asked(SpeculationParams(max_nodes=max_nodes), (), 1, False))
+    def made(max_nodes: int, prediction: tuple[int, ...] = ()) -> Drafter:
+        return source.get(Asked(SpeculationParams(max_nodes=max_nodes), prediction, 1, False))
+
+    def choice(drafter: Drafter) -> set[int]:
         return {id(part) for part in vars(drafter).values() if type(part).__name__ == "BestNodes"}
 
-    assert made(8) == made(8) != made(4)
+    assert made(8) is made(8) is not made(4)
+    one, other = made(8, (1, 2)), made(8, (3,))
+    assert one is not other
+    assert choice(one) == choice(other) != choice(made(8))
 
 
-def test_without_heads_every_mode_is_plain_decoding_until_somebody_knows_what_comes() -> None:
+def test_without_heads_all_decode_plainly_unless_somebody_has_something_to_propose() -> None:
     for mode in ("auto", "tree", "chain"):
-        assert isinstance(drafter(mode, heads=None), RootOnly)
+        assert isinstance(drafter(mode, heads=None, has_lookup=False), RootOnly)
 
-    assert isinstance(drafter(heads=None, prediction=(1, 2)), MergedDrafter)
-    assert isinstance(drafter(heads=None, has_grammar=True), MergedDrafter)
+    assert isinstance(drafter(heads=None), MergedDrafter)
+    assert isinstance(drafter(heads=None, has_lookup=False, recycles=True), MergedDrafter)
+    assert isinstance(drafter(heads=None, has_lookup=False, prediction=(1, 2)), MergedDrafter)
+    assert isinstance(drafter(heads=None, has_lookup=False, has_grammar=True), MergedDrafter)
 
 
 def test_off_and_a_single_node_are_plain_decoding() -> None:

@@ -3,12 +3,11 @@ from typing import Any
 import pytest
 import torch
 
-from medusa_core.fusion.kernels import TorchKernels
 from medusa_core.fusion.layers import GatedMlp, HeadNorm, RmsNorm, read_layer, read_norm
 from tests.cast import tiny_model
+from tests.medusa_core.fusion.cast import TORCH
 
 ROWS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-TORCH = TorchKernels()
 
 
 def first_layer(family: str, **changes: Any) -> tuple[Any, Any]:

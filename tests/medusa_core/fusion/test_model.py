@@ -3,10 +3,13 @@ from typing import Any
 import pytest
 import torch
 
-from medusa_core.backbone import Forward, TransformersBackbone
+from medusa_core.backbone import Forward, TransformersBackbone, tree_mask
+from medusa_core.fusion.model import FusedModel
+from medusa_core.fusion.native import NativeKernels, build
 from medusa_core.kv_cache import KVCache
 from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import make_engine, random_heads, run, tiny_backbone, tiny_model
+from tests.medusa_core.fusion.cast import TORCH
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 BUSHY = TreeTopology.from_paths([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
@@ -131,3 +134,38 @@ def test_positions_behind_the_context_are_read_as_its_last() -> None:
 
     assert backbone.is_fused
     assert bool(fused.logits.isfinite().all())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_compiled_a_node_of_a_tree_is_bitwise_what_its_path_gives_token_by_token(family: str) -> None:
+    library = build()
+    if library is None:
+        pytest.skip("no C compiler here can build the kernels")
+
+    class Always(NativeKernels):
+        def suited(self, weight: torch.Tensor) -> NativeKernels:
+            return self
+
+    model: Any = tiny_model(family, vocab_size=64)
+    fused = FusedModel(model, ["full_attention"], 128, Always(library, TORCH))
+    backbone = TransformersBackbone(model)
+
+    def compute(tree: CandidateTree, past: int, cache: KVCache) -> torch.Tensor:
+        rows = tree.num_nodes
+        cache.prepare(torch.tensor(past), rows, 64)
+        mask = torch.zeros(rows, 64).masked_fill(
+            ~tree_mask(tree, torch.tensor(past), 64, None), torch.finfo(torch.float32).min
+        )
+        with torch.inference_mode():
+            masks = {"full_attention": mask.repeat(2, 1)[None, None]}
+            return fused(tree.tokens, past + tree.depth, masks, cache, False)[1]
+
+    tree, cache = CandidateTree.from_topology(BUSHY, TOKENS), backbone.new_cache(64)
+    compute(CandidateTree.chain(torch.tensor(PROMPT)), 0, cache)
+    together = compute(tree, len(PROMPT), cache)
+
+    for node in range(tree.num_nodes):
+        path = tree.tokens[tree.ancestors[node]]
+        for past, token in enumerate(path, start=len(PROMPT)):
+            alone = compute(CandidateTree.chain(token[None]), past, cache)
+        assert torch.equal(alone[0], together[node])

@@ -5,18 +5,18 @@ import torch
 
 from medusa_core.fusion.kernels import TorchKernels
 from medusa_core.fusion.native import NativeKernels, build, choose_kernels
+from tests.medusa_core.fusion.cast import TORCH, attention
 
-TORCH = TorchKernels()
 CPU = torch.device("cpu")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def native() -> NativeKernels:
-    found = build()
-    if found is None:
+    library = build()
+    if library is None:
         pytest.skip("no C compiler here can build the kernels")
-    return found
+    return NativeKernels(library, TORCH)
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -74,6 +74,25 @@ def test_heads_are_turned_as_torch_turns_them(native: NativeKernels, part: int) 
     assert torch.allclose(heads, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "dim"), [(4, 2, 64), (6, 2, 24), (3, 3, 8)])
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 32, 33])
+def test_attention_equals_torchs(
+    native: NativeKernels, num_rows: int, num_heads: int, num_kv_heads: int, dim: int
+) -> None:
+    heads, buffer = random(num_rows, num_heads + 2 * num_kv_heads, dim), random(2, 3, 1, num_kv_heads, 70, dim)
+    places, other = 20 + torch.randperm(num_rows, generator=GENERATOR), buffer.clone()
+    allowed = torch.rand(num_rows, 61, generator=GENERATOR) < 0.4
+    allowed[:, 3] = True
+    mask = torch.zeros(num_rows, 61).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    folded = mask.repeat(num_heads // num_kv_heads, 1)[None, None]
+
+    expected = TORCH.attend(heads, buffer[:, 1, 0], places, folded, 0.2)
+    found = native.attend(heads, other[:, 1, 0], places, folded, 0.2)
+
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(other, buffer)
+
+
 def test_the_kernels_of_a_weight_are_chosen_once_for_its_shape(native: NativeKernels) -> None:
     chosen = native.suited(random(64, 64))
 
@@ -82,8 +101,8 @@ def test_the_kernels_of_a_weight_are_chosen_once_for_its_shape(native: NativeKer
 
 
 def test_compiled_kernels_are_for_float32_on_a_cpu_only() -> None:
-    assert isinstance(choose_kernels(CPU, torch.float32, False), TorchKernels)
-    assert isinstance(choose_kernels(CPU, torch.bfloat16, True), TorchKernels)
-    assert isinstance(choose_kernels(torch.device("cuda"), torch.float32, True), TorchKernels)
+    assert isinstance(choose_kernels(CPU, torch.float32, attention, False), TorchKernels)
+    assert isinstance(choose_kernels(CPU, torch.bfloat16, attention, True), TorchKernels)
+    assert isinstance(choose_kernels(torch.device("cuda"), torch.float32, attention, True), TorchKernels)
     if shutil.which("gcc") is not None:
-        assert isinstance(choose_kernels(CPU, torch.float32, True), NativeKernels)
+        assert isinstance(choose_kernels(CPU, torch.float32, attention, True), NativeKernels)

@@ -2,11 +2,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medusa_core.fusion.kernels import TorchKernels
 from medusa_core.fusion.products import DenseProduct, ModuleProduct, join
+from tests.medusa_core.fusion.cast import TORCH
 
 ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-TORCH = TorchKernels()
 
 
 def linears(*widths: int, bias: bool = False) -> list[nn.Linear]:

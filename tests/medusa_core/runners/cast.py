@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from medusa_core.constraints import Constraint
 from medusa_core.decoding import prefill
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.kv_cache import KVCache
+from medusa_core.memory import Memory
 from medusa_core.runners import DecodePlan, Runner, StepResult, unpack_masks
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.tree import CandidateTree
@@ -41,6 +43,12 @@ def never() -> bool:
 
 def nothing() -> None:
     pass
+
+
+@lru_cache
+def memory_of(vocab_size: int, device: torch.device) -> Memory:
+    """One for all answers, as an engine has: what was recorded reads and changes it where it is."""
+    return Memory(vocab_size, device)
 
 
 def steps_of(
@@ -75,7 +83,11 @@ def steps_of(
     history = torch.zeros(cache.rows, dtype=torch.long, device=device)
     history[: len(prompt) + 1] = torch.tensor([*prompt, int(root)], device=device)
     counts = adjustments.count(counts, root, torch.ones_like(past))
-    state = DraftState(root[0], computed.last.hidden[0], past, counts, history)
+    coupled = None if sampler.is_greedy else sampler
+    memory = memory_of(backbone.vocab_size, device)
+    memory.forget_outcomes()
+    memory.forget_successors()
+    state = DraftState(root[0], computed.last.hidden[0], past, counts, history, None, coupled, memory)
     before_steps()
     return [replace(result, phases={}) for result in islice(runner.steps(plan, state, len(prompt)), num_steps)]
 

@@ -1,7 +1,7 @@
 import torch
 
 from medusa_core.constraints import Grammar
-from medusa_core.node_choice import IMPOSSIBLE
+from medusa_core.memory import NOTHING
 from medusa_core.runners.grammar import check_tree, host_tree, unpack_masks, what_follows
 from medusa_core.tree import CandidateTree, TreeTopology
 from tests.cast import CPU
@@ -35,7 +35,7 @@ def test_drafters_are_told_what_may_and_what_must_follow() -> None:
     behind = what_follows(choice, 3, V, CPU)
 
     assert before.allowed.nonzero()[:, 0].tolist() == [A, B]
-    assert before.forced.log_probs.tolist() == [IMPOSSIBLE] * 3
+    assert before.forced.kinds.tolist() == [NOTHING] * 3
     assert behind.allowed.nonzero()[:, 0].tolist() == [COMMA]
     assert behind.forced.tokens.tolist()[0] == COMMA
 
