@@ -132,6 +132,7 @@ def counted(model: str, heads: str | None, device: str, has_adapter: bool = True
             device=device,
             tree_nodes=max(COUNTED_NODES),
             prompt_lookup=has_lookup,
+            recycling=has_lookup,
             adapter=has_adapter,
             self_test=False,
         )

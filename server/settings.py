@@ -98,7 +98,10 @@ class Settings(BaseSettings):
         "dynamic", description="each step's best nodes, or the one shape that is best on average"
     )
     prompt_lookup: bool = Field(
-        True, description="also draft what followed earlier in the text; off, trees are left to the heads"
+        True, description="also draft what followed earlier in the text; off, trees are left to the others"
+    )
+    recycling: bool = Field(
+        True, description="also draft what the model last found likeliest behind each token; needs no heads"
     )
     prefix_cache: int | None = Field(
         None,

@@ -254,7 +254,7 @@ def test_clients_can_tell_an_adapter_from_the_untouched_base(tmp_path: Path) -> 
 
 
 def test_trees_can_be_left_to_the_heads(checkpoint: Path) -> None:
-    with running(checkpoint, ENGINE_FACTORY, prompt_lookup=False, tree_nodes=8, threads=1) as server:
+    with running(checkpoint, ENGINE_FACTORY, prompt_lookup=False, recycling=False, tree_nodes=8, threads=1) as server:
         assert complete(server)["speculation"]["by_source"].keys() == {"heads"}
 
 
