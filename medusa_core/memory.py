@@ -116,7 +116,9 @@ class Memory:
         likeliest = logits.topk(self.successors.tokens.shape[1], dim=-1)
         log_probs = likeliest.values - logits.logsumexp(dim=-1, keepdim=True)
         kinds = kind_of("recycling", 0) + torch.bucketize(log_probs, self._bounds)
-        rows = torch.where(tree.used, tree.tokens, self.successors.tokens.shape[0] - 1).flip(0)
-        # in reverse, so that of nodes with one token the likeliest is the last to write
-        self.successors.tokens.index_copy_(0, rows, likeliest.indices.flip(0))
-        self.successors.kinds.index_copy_(0, rows, kinds.flip(0))
+        # Of nodes with one token the first, and so the likeliest, writes alone: on a GPU several would write one row
+        # piece by piece, and leave a token in it twice.
+        comes_again = ((tree.tokens[:, None] == tree.tokens) & tree.used).tril(-1).any(dim=1)
+        rows = torch.where(tree.used & ~comes_again, tree.tokens, self.successors.tokens.shape[0] - 1)
+        self.successors.tokens.index_copy_(0, rows, likeliest.indices)
+        self.successors.kinds.index_copy_(0, rows, kinds)
