@@ -37,7 +37,7 @@ from medusa_core.tree import CandidateTree
 __all__ = ["GraphRunner", "coarse_bucket"]
 
 # Recordings that are kept; each holds some megabytes of launch parameters on the device.
-_MOST_RECORDINGS = 32
+_MOST_RECORDINGS = 64
 _SMALLEST_BUCKET = 256
 
 Held = TypeVar("Held")

@@ -1,0 +1,278 @@
+"""The parts of the GPU benchmark: each measures one thing on every model shape, prints a table and returns figures."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.on_gpu.attention import attention_ms, make_case
+from benchmarks.on_gpu.demo import demo_part
+from benchmarks.on_gpu.driving import Bench, launcher_for
+from benchmarks.on_gpu.models import Shape, bytes_per_step, make_backbone, make_heads
+from benchmarks.on_gpu.timing import Budget, device_ms
+from medusa_core.acceptance import make_rule
+from medusa_core.adjustments import Adjustments
+from medusa_core.config import SpeculationParams
+from medusa_core.decoding import accept_and_commit, verify
+from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner
+from medusa_core.runners.cuda_graph import coarse_bucket
+from medusa_core.runners.recording import Recording
+from medusa_core.runners.row import Row, pack
+from medusa_core.sampling import Sampler, SamplingParams
+
+__all__ = ["PARTS", "SHARES", "Setting"]
+
+# Share of the whole time that each part may take.
+SHARES = {
+    "bandwidth": 0.04,
+    "plain": 0.15,
+    "nodes": 0.3,
+    "context": 0.17,
+    "heads": 0.15,
+    "attention": 0.04,
+    "demo": 0.15,
+}
+# Tokens per step by nodes with the Medusa authors' head accuracies for Vicuna-7B, independence assumed.
+PUBLISHED_TOKENS_PER_STEP = {1: 1.0, 16: 2.22, 32: 2.41, 48: 2.51, 64: 2.58, 96: 2.67, 128: 2.74}
+NUM_HEADS = 4
+GREEDY = SamplingParams(0.0, seed=0)
+
+
+@dataclass
+class Setting:
+    """Where and how large everything is measured."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shapes: tuple[Shape, ...]
+    nodes: tuple[int, ...]
+    contexts: tuple[int, ...]
+    steps: int
+    bandwidth: float | None = None
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def graphs(self) -> MakeRunner:
+        """The runner that records, or goes through the same motions where nothing can be recorded."""
+        return lambda backbone, cache: GraphRunner(backbone, cache, launcher_for(self.device))
+
+
+def bandwidth_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """What the card copies, and from how many rows on a product costs more than reading its matrix."""
+    elements = (1 << 30) // 2 if setting.device.type == "cuda" else 1 << 20
+    source = torch.zeros(elements, dtype=torch.bfloat16, device=setting.device)
+    target = torch.empty_like(source)
+    copy_ms = device_ms(lambda: target.copy_(source), setting.device, 10)
+    setting.bandwidth = 2 * source.nbytes / (copy_ms / 1e3)
+    width, height = (4096, 11008) if setting.device.type == "cuda" else (64, 96)
+    weight = torch.randn(height, width, device=setting.device, dtype=setting.dtype)
+    products = {}
+    for rows in (1, 16, 32, 64, 128, 256):
+        if budget.has_room(f"products of {rows} rows"):
+            given = torch.randn(rows, width, device=setting.device, dtype=setting.dtype)
+            products[rows] = device_ms(
+                lambda given=given: torch.nn.functional.linear(given, weight), setting.device, 50
+            )
+    print(f"copy, read and written: {setting.bandwidth / 1e9:.0f} GB/s")
+    for rows, taken in products.items():
+        print(f"  {rows:4} rows by {height} x {width}: {1e3 * taken:7.1f} us")
+    return {"copy_gb_per_s": setting.bandwidth / 1e9, "product_ms_by_rows": products}
+
+
+def limit_ms(setting: Setting, backbone: Any, shape: Shape, context: int) -> float | None:
+    """The time in which the card's memory delivers what a plain step reads."""
+    if setting.bandwidth is None:
+        return None
+    return 1e3 * bytes_per_step(backbone, shape, context) / setting.bandwidth
+
+
+def plain_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """Steps of one token, against the limit that the memory sets; by transformers' own code and in fewer kernels."""
+    context, result = setting.contexts[0], {}
+    for shape in setting.shapes:
+        rows = coarse_bucket(context + 512)
+        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+        limit = limit_ms(setting, backbone, shape, context)
+        bench = Bench.around(backbone, None, 1, rows)
+        own: dict[str, Any] = {"context": context, "limit_ms": limit}
+        for name in ("own code", "fused"):
+            if name == "fused":
+                backbone.fuse(rows, compiled=False)
+            for way, make_runner in (("recorded", setting.graphs), ("ordinary", EagerRunner)):
+                if budget.has_room(f"{shape.name} {name} {way}"):
+                    own[f"{name}, {way}, ms"] = bench.step_ms(make_runner, 1, context, setting.steps)
+        own["is_fused"] = backbone.is_fused
+        best = min(value for key, value in own.items() if key.endswith("ms") and "," in key)
+        own["share_of_limit"] = limit / best if limit is not None else None
+        result[shape.name] = own
+        print(f"{shape.name}: " + ", ".join(f"{key} {value:.3g}" for key, value in own.items() if value is not None))
+        release(setting)
+    return result
+
+
+def nodes_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """Steps by size of the tree, and what they consist of."""
+    context, result = setting.contexts[0], {}
+    for shape in setting.shapes:
+        rows = coarse_bucket(context + 512 + max(setting.nodes))
+        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+        backbone.fuse(rows, compiled=False)
+        bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(setting.nodes), rows)
+        found: dict[int, dict[str, float]] = {}
+        for nodes in setting.nodes:
+            if budget.has_room(f"{shape.name} {nodes} nodes"):
+                found[nodes] = parts_of_a_step(setting, bench, nodes, context)
+        for nodes, parts in found.items():
+            parts["overhead"] = parts["step_ms"] / found[1]["step_ms"]
+            if nodes in PUBLISHED_TOKENS_PER_STEP:
+                parts["projected_speed_up"] = PUBLISHED_TOKENS_PER_STEP[nodes] / parts["overhead"]
+        for nodes in (1, max(found)):
+            if budget.has_room(f"{shape.name} ordinary {nodes} nodes"):
+                found[nodes]["ordinary_ms"] = bench.step_ms(EagerRunner, nodes, context, setting.steps)
+        result[shape.name] = found
+        show(shape.name, found)
+        release(setting)
+    return result
+
+
+def parts_of_a_step(setting: Setting, bench: Bench, nodes: int, context: int) -> dict[str, float]:
+    """A recorded step as the host sees it, and its parts by the device's clock."""
+    step_ms = bench.step_ms(setting.graphs, nodes, context, setting.steps)
+    alone = replay_ms(setting, bench, nodes, context)
+    return {
+        "step_ms": step_ms,
+        "device_ms": alone["step"],
+        "forward_ms": alone["forward"],
+        "draft_ms": alone["draft"],
+        "tail_ms": alone["step"] - alone["forward"] - alone["heads"],
+        "host_gap_ms": step_ms - alone["step"],
+    }
+
+
+@torch.inference_mode()
+def replay_ms(setting: Setting, bench: Bench, nodes: int, context: int) -> dict[str, float]:
+    """Milliseconds of a step and of its parts, each recorded alone and replayed back to back."""
+    rule = make_rule(Sampler.of_request(GREEDY, setting.device), SpeculationParams())
+    adjustments = Adjustments.of_request(GREEDY, [], (), bench.backbone.vocab_size, setting.device)
+    state, drafter = bench.state(context, GREEDY), bench.drafter(nodes, context)
+    rows = min(bench.cache.rows, coarse_bucket(context + max(nodes, drafter.max_depth + 1)))
+    tree = drafter.draft(state)
+
+    def step() -> Row:
+        # the state is left as it is, so that every time is the same step
+        drafted = drafter.draft(state)
+        verified = verify(bench.backbone, bench.cache, drafted, state.past, rows)
+        accepted, _ = accept_and_commit(bench.cache, adjustments, rule, verified, None, state)
+        return pack(accepted, drafted, None)
+
+    heads = bench.heads
+    parts: dict[str, Callable[[], Any]] = {
+        "step": step,
+        "forward": lambda: verify(bench.backbone, bench.cache, tree, state.past, rows).forward,
+        "draft": lambda: drafter.draft(state),
+    }
+    if heads is not None and nodes > 1:
+        parts["heads"] = lambda: heads(state.hidden)
+    found = {"heads": 0.0}
+    for name, work in parts.items():
+        recording = Recording(launcher_for(setting.device), work, name)
+        for _ in range(4):
+            recording.run()
+        found[name] = device_ms(recording.run, setting.device, setting.steps)
+    return found
+
+
+def context_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """Steps behind longer and longer contexts."""
+    result = {}
+    for shape in setting.shapes:
+        rows = coarse_bucket(max(setting.contexts) + 512)
+        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+        backbone.fuse(rows, compiled=False)
+        nodes = (1, 64 if 64 in setting.nodes else max(setting.nodes))
+        bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(nodes), rows)
+        found: dict[int, dict[str, Any]] = {}
+        for context in setting.contexts:
+            own: dict[str, Any] = {"limit_ms": limit_ms(setting, backbone, shape, context)}
+            for count in nodes:
+                if budget.has_room(f"{shape.name} {count} nodes behind {context}"):
+                    own[f"step_ms of {count}"] = bench.step_ms(setting.graphs, count, context, setting.steps)
+            found[context] = own
+        kernels = bench.attention_kernels(max(nodes), setting.contexts[-1])
+        show(f"{shape.name}, by context", found)
+        print(f"  attention: {', '.join(kernels)}")
+        result[shape.name] = {"by_context": found, "attention_kernels": kernels}
+        release(setting)
+    return result
+
+
+def heads_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """Steps by what the heads draft with, and of a sampled request."""
+    context, nodes, result = setting.contexts[0], 64 if 64 in setting.nodes else max(setting.nodes), {}
+    for shape in setting.shapes:
+        rows = coarse_bucket(context + 512 + nodes)
+        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+        backbone.fuse(rows, compiled=False)
+        found: dict[str, dict[str, float | None]] = {}
+        for kind in ("shared", "own", "16k tokens", "int8"):
+            if not budget.has_room(f"{shape.name} {kind}"):
+                continue
+            heads = make_heads(backbone, kind, NUM_HEADS)
+            if heads is None:
+                found[kind] = {"step_ms": None}
+                continue
+            bench = Bench.around(backbone, heads, nodes, rows)
+            found[kind] = {"step_ms": bench.step_ms(setting.graphs, nodes, context, setting.steps)}
+            if kind == "shared" and budget.has_room(f"{shape.name} sampled"):
+                found[kind]["sampled_ms"] = bench.step_ms(setting.graphs, nodes, context, setting.steps, 0.8)
+            del bench, heads
+            release(setting)
+        show(f"{shape.name}, {nodes} nodes", found)
+        result[shape.name] = found
+        release(setting)
+    return result
+
+
+def attention_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+    """One layer's attention behind longer and longer contexts, by each kernel there is."""
+    result: dict[str, Any] = {}
+    for shape in setting.shapes:
+        for nodes in (1, max(size for size in setting.nodes if size <= 64)):
+            name, found = f"{shape.name}, {nodes} nodes", {}
+            for context in setting.contexts:
+                if budget.has_room(f"{name} behind {context}"):
+                    rows = coarse_bucket(context + nodes)
+                    case = make_case(shape.heads, shape.kv_heads, nodes, context, rows, setting.device)
+                    found[context] = attention_ms(case, setting.steps)
+            show(name, found)
+            result[name] = found
+    return result
+
+
+def show(title: str, rows: dict[Any, dict[str, Any]]) -> None:
+    """A table: one row for each key, one column for each name."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    print(f"{title}\n{'':>12}" + "".join(f"{name:>19}" for name in names))
+    for key, row in rows.items():
+        cells = (row.get(name) for name in names)
+        print(f"{key!s:>12}" + "".join(f"{cell:19.4f}" if isinstance(cell, float) else f"{'-':>19}" for cell in cells))
+
+
+def release(setting: Setting) -> None:
+    """Give the device back what nothing refers to any more."""
+    gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+PARTS: dict[str, Callable[[Setting, Budget], dict[str, Any]]] = {
+    "bandwidth": bandwidth_part,
+    "plain": plain_part,
+    "nodes": nodes_part,
+    "context": context_part,
+    "heads": heads_part,
+    "attention": attention_part,
+    "demo": lambda setting, budget: demo_part(setting.device, setting.steps, budget),
+}
