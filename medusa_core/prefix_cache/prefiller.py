@@ -37,9 +37,12 @@ class Prefiller:
         top_logprobs: score the prompt's own tokens, as decoding.prefill does; a row from the cache has no logits, and
                       so no score for the token behind it, hence all are computed anew. None does not.
         """
-        ending = self._store.recall(salt, prompt) if top_logprobs is None else None
-        # Computing the last token is what gives its logits and hidden state, unless both are known.
-        usable = len(prompt) - (ending is None) if top_logprobs is None else 0
+        if top_logprobs is not None:
+            ending, usable = None, 0
+        else:
+            ending = self._store.recall(salt, prompt)
+            # Computing the last token is what gives its logits and hidden state, unless both are known.
+            usable = len(prompt) if ending is not None else len(prompt) - 1
         self._reuse(prompt[:usable], salt)
         cached_tokens = len(self._cache.tokens)
         if ending is not None and cached_tokens == len(prompt):
@@ -58,7 +61,8 @@ class Prefiller:
         """Leave in the live cache the longest beginning of `tokens` that it or the store knows, and nothing else."""
         cache, store = self._cache, self._store
         shared = common_prefix(cache.tokens, tokens) if salt == self._salt else 0
-        # Found before saving, which may cost the very blocks that are wanted back.
+        # Found before saving, which may cost the very blocks that are wanted back: with a budget that one conversation
+        # fills, the rows of two exist until they have changed places.
         pieces = store.find(salt, tokens)
         if len(cache.tokens) - shared >= _WORTH_SAVING:
             store.save(self._salt, cache)

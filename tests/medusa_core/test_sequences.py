@@ -51,6 +51,7 @@ class House:
 
     make_backbone: Callable[[], Any]
     has_heads: bool
+    recycles: bool
     make_runner: MakeRunner
 
     def engine(self, backbone: Any, prefix_budget: int, prefill_chunk: int) -> Engine:
@@ -64,15 +65,16 @@ class House:
             vocabulary=grammar_vocabulary(backbone.vocab_size, END),
             prefix_budget=prefix_budget,
             make_runner=self.make_runner,
+            recycles=self.recycles,
         )
 
 
 HOUSES = {
-    "heads": House(FloatBackbone, True, EagerRunner),
-    "no heads": House(FloatBackbone, False, EagerRunner),
-    "recorded steps": House(FloatBackbone, True, recorded),
-    "llama": House(lambda: tiny_backbone("llama"), True, EagerRunner),
-    "windowed": House(lambda: tiny_backbone("mistral"), True, EagerRunner),
+    "heads": House(FloatBackbone, has_heads=True, recycles=False, make_runner=EagerRunner),
+    "no heads": House(FloatBackbone, has_heads=False, recycles=True, make_runner=EagerRunner),
+    "recorded steps": House(FloatBackbone, has_heads=True, recycles=True, make_runner=recorded),
+    "llama": House(lambda: tiny_backbone("llama"), has_heads=True, recycles=True, make_runner=EagerRunner),
+    "windowed": House(lambda: tiny_backbone("mistral"), has_heads=True, recycles=False, make_runner=EagerRunner),
 }
 
 
