@@ -5,6 +5,7 @@
  * however many rows there are, so a row of a tree is bitwise what it would be alone.
  */
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #define LANES 8
@@ -13,6 +14,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t switches __attribute__((vector_size(4 * LANES)));
 typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline lanes load(const float *from) { return *(const anywhere *)from; }
@@ -104,4 +106,94 @@ void turn(float *heads, const float *restrict factors, long num_rows, long turne
                 high[k] = second * factors[half + k] + first * factors[part + half + k];
             }
         }
+}
+
+/* e^x for x <= 0, 1.6e-38 where it is smaller; relative error below 2e-7 (Cephes' polynomial). */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest integer, by rounding */
+    float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float series = 1.9875691500e-4f;
+    series = series * rest + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23}; /* 2 to that integer */
+    return (series * rest * rest + rest + 1.0f) * power.value;
+}
+
+/* Scores [width] become e^(score - largest). */
+static void exponentials(float *scores, long width) {
+    lanes high = load(scores);
+    long whole = width / LANES * LANES;
+    for (long k = LANES; k < whole; k += LANES) {
+        lanes next = load(scores + k);
+        switches higher = next > high;
+        high = (lanes)((higher & (switches)next) | (~higher & (switches)high));
+    }
+    float largest = high[0];
+    for (int i = 1; i < LANES; i++) largest = high[i] > largest ? high[i] : largest;
+    for (long k = whole; k < width; k++) largest = scores[k] > largest ? scores[k] : largest;
+    for (long k = 0; k < width; k++) scores[k] = exponential(scores[k] - largest);
+}
+
+/* Part of a head, PARTS times eight numbers of values [width, dim], mixed by two rows of shares [width] at once. Sums
+ * run over the rows in their order: rows whose share is nothing change no bit, wherever they stand. */
+#define MIX(PARTS)                                                                                                     \
+    static inline void mix_##PARTS(const float *one, const float *two, const float *values, float *to_one,            \
+                                   float *to_two, long width, long dim) {                                              \
+        lanes sum[2][PARTS];                                                                                           \
+        float total[2] = {0, 0};                                                                                       \
+        memset(sum, 0, sizeof sum);                                                                                    \
+        for (long s = 0; s < width; s++) {                                                                             \
+            total[0] += one[s];                                                                                        \
+            total[1] += two[s];                                                                                        \
+            UNROLL for (int part = 0; part < PARTS; part++) {                                                          \
+                lanes value = load(values + s * dim + part * LANES);                                                   \
+                sum[0][part] += one[s] * value;                                                                        \
+                sum[1][part] += two[s] * value;                                                                        \
+            }                                                                                                          \
+        }                                                                                                              \
+        UNROLL for (int part = 0; part < PARTS; part++) {                                                              \
+            store(to_one + part * LANES, sum[0][part] / total[0]);                                                     \
+            store(to_two + part * LANES, sum[1][part] / total[1]);                                                     \
+        }                                                                                                              \
+    }
+MIX(4)
+MIX(1)
+
+/* Writes keys and values of heads [rows, heads + 2 * kv_heads, dim], queries first, into the places [rows] of the rows
+ * that are kept, [kv_heads, capacity, dim] each, and lets every query attend to the first `visible` of those.
+ *
+ * mask: [group * rows, visible], added to the scores; scratch: group * rows * (visible + dim) numbers.
+ * result: [rows, heads * dim]; `dim` a multiple of 8, `visible` at least 8. */
+void attend(const float *heads, float *keys, float *values, const int64_t *places, const float *mask, float *scratch,
+            float *result, long num_rows, long num_heads, long kv_heads, long dim, long capacity, long visible,
+            float scaling) {
+    long group = num_heads / kv_heads, folded = group * num_rows, all = num_heads + 2 * kv_heads;
+    float *queries = scratch, *scores = queries + folded * dim;
+    for (long h = 0; h < kv_heads; h++, keys += capacity * dim, values += capacity * dim) {
+        for (long n = 0; n < num_rows; n++) {
+            const float *row = heads + n * all * dim;
+            memcpy(keys + places[n] * dim, row + (num_heads + h) * dim, 4 * dim);
+            memcpy(values + places[n] * dim, row + (num_heads + kv_heads + h) * dim, 4 * dim);
+            for (long g = 0; g < group; g++)
+                for (long k = 0; k < dim; k++)
+                    queries[(g * num_rows + n) * dim + k] = scaling * row[(h * group + g) * dim + k];
+        }
+        product(queries, keys, mask, scores, folded, dim, visible, visible);
+        for (long r = 0; r < folded; r++) exponentials(scores + r * visible, visible);
+        for (long r = 0; r < folded; r += 2) {
+            long next = r + 1 < folded ? r + 1 : r;
+            const float *one = scores + r * visible, *two = scores + next * visible;
+            float *to_one = result + (r % num_rows * num_heads + h * group + r / num_rows) * dim;
+            float *to_two = result + (next % num_rows * num_heads + h * group + next / num_rows) * dim;
+            long k = 0;
+            for (; k + 4 * LANES <= dim; k += 4 * LANES)
+                mix_4(one, two, values + k, to_one + k, to_two + k, visible, dim);
+            for (; k < dim; k += LANES)
+                mix_1(one, two, values + k, to_one + k, to_two + k, visible, dim);
+        }
+    }
 }

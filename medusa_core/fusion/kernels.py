@@ -1,12 +1,16 @@
 """The few operations a fused pass is made of, as torch computes them on every device and in every dtype."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Kernels", "TorchKernels"]
+__all__ = ["AttentionFunction", "Kernels", "TorchKernels"]
+
+# Queries [1, Hq, N, D], keys and values [1, Hkv, S, D], a mask [1, 1, g * N, S] and the scaling, to [1, N, Hq, D].
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Kernels(Protocol):
@@ -32,9 +36,23 @@ class Kernels(Protocol):
         """
         ...
 
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        """Write keys and values where they are kept, and let the queries attend to the first S rows there.
+
+        heads:  [N, Hq + 2 * Hkv, D], queries, keys and values.
+        kept:   [2, Hkv, rows, D], keys and values of one layer; places: [N] int64, the rows to write.
+        mask:   [1, 1, g * N, S], added to the scores; g = Hq / Hkv.
+
+        Returns [N, Hq * D].
+        """
+        ...
+
 
 class TorchKernels:
     """See Kernels."""
+
+    def __init__(self, attention: AttentionFunction) -> None:
+        self._attention = attention
 
     def suited(self, weight: Tensor) -> Kernels:
         """See Kernels: for every weight [out, in] the same."""
@@ -53,3 +71,14 @@ class TorchKernels:
         turned = heads[:, :num_turned, : factors.shape[-1]]
         swapped = turned.roll(factors.shape[-1] // 2, dims=-1)
         turned.mul_(factors[:, :1]).addcmul_(swapped, factors[:, 1:])
+
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        """See Kernels: [N, Hq + 2 * Hkv, D] to [N, Hq * D]."""
+        num_rows, num_heads, dim = heads.shape
+        num_kv_heads = kept.shape[1]
+        num_queries = num_heads - 2 * num_kv_heads
+        states = heads[:, num_queries:].view(num_rows, 2, num_kv_heads, dim)
+        kept.index_copy_(2, places, states.permute(1, 2, 0, 3))
+        keys, values = kept[:, None, :, : mask.shape[-1]]
+        query = heads[:, :num_queries].transpose(0, 1)[None]
+        return self._attention(query, keys, values, mask, scaling).view(num_rows, num_queries * dim)

@@ -47,13 +47,11 @@ class HeadNorm:
 class Attention:
     """The projections around attention, and what it needs to know.
 
-    module:     the model's own, which an attention function may ask.
     num_heads:  Hq query heads of head_dim D; num_kv_heads: Hkv.
     head_norm:  None for families without.
     is_rotary:  some families leave positions out in some layers.
     """
 
-    module: nn.Module
     heads: Product
     output: Product
     num_heads: int
@@ -118,7 +116,6 @@ def _read_attention(module: Any, config: Any, kernels: Kernels) -> Attention:
     num_kv_heads: int = config.num_key_value_heads
     joint = getattr(module, "qkv_proj", None)
     return Attention(
-        module=module,
         heads=join([joint] if joint is not None else [module.q_proj, module.k_proj, module.v_proj], kernels),
         output=join([module.o_proj], kernels),
         num_heads=num_heads,

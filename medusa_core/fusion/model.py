@@ -4,7 +4,7 @@ Knows decoders that normalise before attention and before the MLP, as Llama does
 module it does not compute itself is called, and it is used only where a trial shows it equal to the model's own pass.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +15,7 @@ from medusa_core.fusion.layers import Attention, FusedLayer, read_layer, read_no
 from medusa_core.fusion.products import join
 from medusa_core.kv_cache import KVCache
 
-__all__ = ["AttentionFunction", "FusedModel", "Pass"]
-
-AttentionFunction = Callable[..., tuple[Tensor, None]]
+__all__ = ["FusedModel", "Pass"]
 
 
 class Pass(Protocol):
@@ -37,19 +35,16 @@ class FusedModel:
     """See Pass. Holds no state between calls."""
 
     @torch.no_grad()
-    def __init__(
-        self, model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int, kernels: Kernels
-    ) -> None:
+    def __init__(self, model: Any, kinds: Collection[str], positions: int, kernels: Kernels) -> None:
         """Read a model's parameters.
 
-        attend:    the attention function, as transformers would call it.
         kinds:     the kinds of layer that masks are made for.
         positions: how many positions may occur; positions behind them are read as the last.
 
         Raises AttributeError, TypeError or ValueError where the model is not of the kind that is known here.
         """
         config, base = model.config.get_text_config(), model.base_model
-        self._attend, self._kernels = attend, kernels
+        self._kernels = kernels
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[FusedLayer] = [read_layer(layer, config, kernels) for layer in base.layers]
         named = getattr(config, "layer_types", None)
@@ -83,12 +78,7 @@ class FusedModel:
             turned.copy_(own.head_norm(turned))
         if own.is_rotary:
             self._kernels.turn(heads, num_turned, turns)
-        query = heads[:, : own.num_heads].transpose(0, 1)[None]
-        states = heads[:, own.num_heads :].view(num_nodes, 2, own.num_kv_heads, own.head_dim)
-        cache.buffer[:, layer, 0].index_copy_(2, cache.write_rows, states.permute(1, 2, 0, 3))
-        keys, values = cache.buffer[:, layer, :, :, : cache.visible_rows]
-        mixed, _ = self._attend(own.module, query, keys, values, mask, scaling=own.scaling)
-        return mixed.view(num_nodes, own.num_heads * own.head_dim)
+        return self._kernels.attend(heads, cache.buffer[:, layer, 0], cache.write_rows, mask, own.scaling)
 
 
 def _turns(rotary: Any, like: Tensor, positions: int) -> Tensor:

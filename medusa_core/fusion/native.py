@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medusa_core.fusion.kernels import Kernels, TorchKernels
+from medusa_core.fusion.kernels import AttentionFunction, Kernels, TorchKernels
 
 __all__ = ["NativeKernels", "build", "choose_kernels"]
 
-_OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _LANES = 8
 # Passes of more rows, as prefill has them, are better served by libraries that rearrange the weights first.
 _MOST_ROWS = 32
@@ -33,25 +33,23 @@ _ARGUMENTS = {
     "product": [_POINTER] * 4 + [_LONG] * 4,
     "rms_norm": [_POINTER] * 3 + [_LONG] * 2 + [_FLOAT],
     "turn": [_POINTER] * 2 + [_LONG] * 5,
+    "attend": [_POINTER] * 7 + [_LONG] * 6 + [_FLOAT],
 }
 
 
-def choose_kernels(device: torch.device, dtype: torch.dtype, compiled: bool) -> Kernels:
+def choose_kernels(device: torch.device, dtype: torch.dtype, attention: AttentionFunction, compiled: bool) -> Kernels:
     """The fastest kernels there are for a device and a dtype; none that must be compiled unless `compiled`."""
-    native = build() if compiled and device.type == "cpu" and dtype == torch.float32 else None
-    return native if native is not None else TorchKernels()
+    others = TorchKernels(attention)
+    library = build() if compiled and device.type == "cpu" and dtype == torch.float32 else None
+    return NativeKernels(library, others) if library is not None else others
 
 
 class NativeKernels:
     """See Kernels; float32 on a CPU, and what they do not cover is left to torch."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Take the functions of kernels.c from a loaded library."""
-        for name, arguments in _ARGUMENTS.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
-        self._library = library
-        self._others: Kernels = TorchKernels()
+    def __init__(self, library: ctypes.CDLL, others: Kernels) -> None:
+        """The functions of kernels.c in a loaded library, and who does what those do not."""
+        self._library, self._others = library, others
         self._suited: dict[tuple[int, ...], Kernels] = {}
 
     def suited(self, weight: Tensor) -> Kernels:
@@ -93,6 +91,22 @@ class NativeKernels:
             heads.data_ptr(), factors.data_ptr(), num_rows, num_turned, num_heads, dim, factors.shape[-1]
         )
 
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        """See Kernels: [N, Hq + 2 * Hkv, D] to [N, Hq * D]."""
+        num_rows, num_heads, dim = heads.shape
+        num_kv_heads, capacity = kept.shape[1:3]
+        folded, visible = mask.shape[-2:]
+        if num_rows > _MOST_ROWS or dim % _LANES or visible < _LANES:
+            return self._others.attend(heads, kept, places, mask, scaling)
+        num_queries = num_heads - 2 * num_kv_heads
+        result, scratch = heads.new_empty(num_rows, num_queries * dim), heads.new_empty(folded * (visible + dim))
+        keys, values = kept.data_ptr(), kept.data_ptr() + kept.stride(0) * kept.element_size()
+        pointers = heads.data_ptr(), keys, values, places.data_ptr(), mask.data_ptr(), scratch.data_ptr()
+        self._library.attend(
+            *pointers, result.data_ptr(), num_rows, num_queries, num_kv_heads, dim, capacity, visible, scaling
+        )
+        return result
+
 
 @torch.inference_mode()
 def _seconds(kernels: Kernels, copies: Sequence[Tensor]) -> float:
@@ -110,7 +124,7 @@ def _seconds(kernels: Kernels, copies: Sequence[Tensor]) -> float:
 
 
 @cache
-def build() -> NativeKernels | None:
+def build() -> ctypes.CDLL | None:
     """Build and load the kernels, once for each process; None without a compiler that can."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
@@ -121,6 +135,14 @@ def build() -> NativeKernels | None:
         command = [compiler, *_OPTIONS, str(source), "-o", str(library), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
-            return NativeKernels(ctypes.CDLL(str(library)))
+            return _load(library)
         except (OSError, AttributeError, subprocess.SubprocessError):
             return None
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(file))
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library

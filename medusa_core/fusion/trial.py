@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medusa_core.fusion.kernels import Kernels
-from medusa_core.fusion.model import AttentionFunction, FusedModel, Pass
+from medusa_core.fusion.model import FusedModel, Pass
 from medusa_core.kv_cache import KVCache
 
 __all__ = ["Trial", "fuse"]
@@ -33,16 +33,14 @@ class Trial:
     vocab_size: int
 
 
-def fuse(
-    model: Any, attend: AttentionFunction, kinds: Collection[str], positions: int, kernels: Kernels, trial: Trial
-) -> Pass:
+def fuse(model: Any, kinds: Collection[str], positions: int, kernels: Kernels, trial: Trial) -> Pass:
     """The fused pass of a model, or its own where the two differ or its structure is not known; the log says which.
 
     Arguments as FusedModel takes them.
     """
     family = model.config.model_type
     try:
-        fused = FusedModel(model, attend, kinds, positions, kernels)
+        fused = FusedModel(model, kinds, positions, kernels)
         error = _difference(fused, model, kinds, positions, trial)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as reason:
         _log.info("%s runs on its own modelling code: %s", family, " ".join(str(reason).split())[:200])
