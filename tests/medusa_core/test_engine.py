@@ -142,7 +142,7 @@ def test_the_size_of_prefill_chunks_changes_nothing(chunk: int) -> None:
 
 def test_a_cancelled_prefill_stops_after_its_chunk_and_its_rows_stay_usable() -> None:
     backbone = MockBackbone()
-    engine = make_engine(backbone, prefill_chunk=3)
+    engine = make_engine(backbone, prefill_chunk=3, has_lookup=False)
     answers = iter([False, True])
 
     assert list(engine.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=5), lambda: next(answers))) == []
