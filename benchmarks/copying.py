@@ -182,8 +182,10 @@ def main() -> None:
     torch.set_num_threads(1)
     corpus, codec, largest = build_corpus(), TextCodec.load("demo"), max(options.nodes)
     engines = {
-        name: ScriptedEngine.load(EngineConfig(tree_nodes=largest, num_threads=1, device="cpu", prompt_lookup=looks_up))
-        for name, looks_up in (("heads only", False), ("merged", True))
+        name: ScriptedEngine.load(
+            EngineConfig(tree_nodes=largest, num_threads=1, device="cpu", prompt_lookup=merges, recycling=merges)
+        )
+        for name, merges in (("heads only", False), ("merged", True))
     }
     rows = []
     for kind in (edits, quotations):

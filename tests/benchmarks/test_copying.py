@@ -11,8 +11,10 @@ TASK = Task("edits", (5, 6, 7, 8, 9, 10, 11, 12), (5, 6, 7, 8, 9, 10, 11, 12, 40
 def test_the_given_answer_is_written_in_fewer_steps_where_the_prompt_is_looked_up(tmp_path: Path) -> None:
     folder = str(saved_model(tmp_path))
     heads, merged = (
-        ScriptedEngine.load(EngineConfig(folder, tree_nodes=8, num_threads=1, self_test=False, prompt_lookup=looks_up))
-        for looks_up in (False, True)
+        ScriptedEngine.load(
+            EngineConfig(folder, tree_nodes=8, num_threads=1, self_test=False, prompt_lookup=merges, recycling=merges)
+        )
+        for merges in (False, True)
     )
 
     plain, alone, both = heads.write(TASK, 1)[1], heads.write(TASK, 8)[1], merged.write(TASK, 8)[1]
