@@ -340,7 +340,7 @@ def real_tree() -> set[str]:
 
     def entries(folder: Path) -> Iterator[Path]:
         for entry in folder.iterdir():
-            is_cache = entry.name == "__pycache__" or entry.name.endswith(("_cache", ".egg-info"))
+            is_cache = entry.name == "__pycache__" or re.fullmatch(r"\..*_cache|.*\.egg-info", entry.name) is not None
             is_empty = entry.is_dir() and not any(path.is_file() for path in entry.rglob("*"))
             if entry.name not in {*hidden, ".hypothesis", "__init__.py"} and not is_cache and not is_empty:
                 yield entry
