@@ -56,7 +56,7 @@ def our_peers(model: Model, work: Path) -> Iterator[dict[str, StreamPeer]]:
     if model.heads is not None:
         common += ["--heads", model.heads]
     fixed = ["--tree-nodes", str(model.nodes)]
-    servers = {"fixed": fixed, "heads": [*fixed, "--no-prompt-lookup"], "auto": []}
+    servers = {"fixed": fixed, "heads": [*fixed, "--no-prompt-lookup", "--no-recycling"], "auto": []}
     with ExitStack() as stack:
         ports = {}
         for name, options in servers.items():
