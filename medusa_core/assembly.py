@@ -28,7 +28,10 @@ __all__ = ["Parts", "assemble", "default_sampling", "device_name"]
 
 _log = logging.getLogger(__name__)
 
-# Where nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room for more.
+# The sizes of which the fastest is taken at every step; few, since each has to be timed and prepared for.
+_TREE_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 8, 16, 32, 64)}
+# Where the size is fixed and nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room
+# for more.
 _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}
 
 
@@ -102,13 +105,14 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         tree=config.tree,
         tree_reason=reason,
         adapter=str(adapter) if adapter is not None else None,
+        tree_sizes=_tree_sizes(config, device.type, weights, heads is not None),
     )
     recycled = backbone.vocab_size if config.recycling else None
     drafters: Drafters = DrafterSource(
-        heads, temperatures, tree_nodes, config.max_depth, config.prompt_lookup, device, recycled
+        heads, temperatures, info.most_nodes, config.max_depth, config.prompt_lookup, device, recycled
     )
     if heads is not None:
-        drafters = StaticTrees(heads, temperatures, calibration, tree_nodes, config.tree == "static", drafters)
+        drafters = StaticTrees(heads, temperatures, calibration, info.most_nodes, config.tree == "static", drafters)
     return Parts(backbone, heads, drafters, info, Memory(backbone.vocab_size, device, config.recycling))
 
 
@@ -124,6 +128,16 @@ def _tree_size(
         nodes, reason = config.tree_nodes, "as asked for"
     _log.info("%s trees of %d nodes: %s", config.tree, nodes, reason)
     return nodes, reason
+
+
+def _tree_sizes(config: EngineConfig, device_type: str, weights: Judgement | None, has_heads: bool) -> tuple[int, ...]:
+    """The sizes of trees to choose from; empty where one was asked for, nobody drafts or no tree pays."""
+    is_fixed = config.tree_nodes is not None or (config.tree == "static" and has_heads)
+    if is_fixed or not (has_heads or config.prompt_lookup or config.recycling):
+        return ()
+    most = default_nodes(max(_TREE_SIZES[device_type]), weights)
+    sizes = tuple(size for size in _TREE_SIZES[device_type] if size <= most)
+    return sizes if len(sizes) > 1 else ()
 
 
 def default_sampling(generation: Any) -> dict[str, float | int]:

@@ -40,8 +40,9 @@ class EngineConfig:
     adapter:           whether an adapter that stands beside the heads is merged into the base; without it the base is
                        what it was, and the heads still propose.
     max_context:       cache rows for one sequence; None is the model's maximum, at most 8192.
-    tree_nodes:        nodes of one verified tree, root included; None is the size with most tokens per second where
-                       that was measured on this very device, else the default of the device.
+    tree_nodes:        nodes of one verified tree, root included; None lets `auto` take the fastest size at every step,
+                       which may be 1, and `tree` the size that was the fastest when measured on this very device, else
+                       the default of the device.
     tree:              `dynamic` takes each step's best nodes, `static` fills the shape that is best on
                        average, with the heads alone.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
@@ -93,7 +94,9 @@ class EngineConfig:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
         for name, kinds in (("tree", TreeKind), ("runner", RunnerName)):
             if getattr(self, name) not in get_args(kinds):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}, it must be {' or '.join(get_args(kinds))}")
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}, it must be {' or '.join(get_args(kinds))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class SpeculationParams:
     """How one request speculates.
 
     mode:       `tree` drafts the best nodes, `static` one fixed shape of them, `chain` only the top token of each
-                head, `off` is a root-only tree, `auto` leaves the choice to the engine.
+                head, `off` is a root-only tree, `auto` leaves the choice, and the nodes of each step, to the engine.
     max_nodes:  upper bound on the nodes of one tree, root included; None is the engine's own.
     acceptance: `exact` emits what plain decoding would emit; `typical` is the paper's lossy rule.
     epsilon:    typical rule: the probability above which any token passes.

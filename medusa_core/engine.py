@@ -21,9 +21,11 @@ from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.memory import Memory
-from medusa_core.pacing import FixedPace, Pace
+from medusa_core.pacing import FixedPace, Pace, Pacing
+from medusa_core.pacing.finding import find_pacing
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
 from medusa_core.runners import DecodePlan, EagerRunner, MakeRunner, StepResult, choose_runner, to_host, unpack_masks
+from medusa_core.runners.timed import timed_steps
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
 from medusa_core.text import TextCodec
@@ -63,8 +65,9 @@ class Engine:
         self._load_vocabulary = load_vocabulary
         self._vocabulary: GrammarVocabulary | None = None
         self._backbone, self._drafters, self._memory = backbone, drafters, memory
+        self._pacing: Pacing | None = None
         # Behind the context: the slots of one tree, and the block that its commit writes.
-        scratch = info.tree_nodes + info.max_depth + 1
+        scratch = info.most_nodes + info.max_depth + 1
         # Rounded up, because attention kernels want masks of round widths.
         self._cache = backbone.new_cache(bucket(info.max_context + scratch))
         self._runner = make_runner(backbone, self._cache)
@@ -105,6 +108,9 @@ class Engine:
         engine.warm_up()
         if parts.heads is not None and config.self_test:
             engine.try_heads(parts.heads)
+        if engine.info.tree_sizes:
+            progress("timing steps", 0.95)
+            engine.find_pace()
         progress("ready", 1.0)
         return engine
 
@@ -142,6 +148,15 @@ class Engine:
         prompts = trial_prompts(self.info.model, self.info.max_context - length)
         found = check_heads(self._backbone, heads, str(self.info.heads), prompts, write)
         self.info = replace(self.info, head_check=found.own if found is not None else None)
+        self.forget()
+
+    def find_pace(self) -> None:
+        """Let `auto` take the fastest of the tree sizes at every step, by what a step of each of them costs here."""
+        begin = timed_steps(self._backbone, self._cache, self._runner, self._drafters, self._memory)
+        self._pacing = find_pacing(self.info, begin)
+        self.info = replace(self.info, tree_sizes=self._pacing.sizes)
+        self._memory.forget_outcomes()
+        self._memory.forget_successors()
         self.forget()
 
     def check(self, request: GenerationRequest) -> None:
@@ -253,6 +268,9 @@ class Engine:
     def _pace(self, request: GenerationRequest) -> Pace:
         """How large the trees of a request are."""
         wanted = request.speculation.max_nodes
+        if request.speculation.mode == "auto" and self._pacing is not None:
+            sampling = request.sampling
+            return self._pacing.begin(wanted, sampling.temperature > 0.0, is_seeded=sampling.seed is not None)
         return FixedPace(wanted if wanted is not None else self.info.tree_nodes)
 
     def _recall(self, request: GenerationRequest) -> Memory:

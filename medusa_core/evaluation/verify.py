@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.config import EngineConfig, SpeculationMode, SpeculationParams
 from medusa_core.engine import Engine
 from medusa_core.errors import ConfigurationError
 from medusa_core.evaluation.answers import EnginePeer, Watch, unwatched
@@ -123,7 +123,9 @@ def verify_answers(
     if engine.info.num_heads == 0 or engine.info.tree_nodes == 1:
         reason = "the trees have one node" if engine.info.num_heads > 0 else "there are no draft heads"
         raise ConfigurationError(f"{reason}, so nothing is speculated; name heads with --heads, or take more nodes")
-    plain, trees = (EnginePeer(engine, SpeculationParams(mode=mode)) for mode in ("off", "auto"))
+    # with trees of one size at every step, also where none would be used
+    mode: SpeculationMode = "static" if engine.info.tree == "static" else "tree"
+    plain, trees = (EnginePeer(engine, SpeculationParams(mode)) for mode in ("off", mode))
     divergences = []
     seconds, emitted, steps, tokens = [0.0, 0.0], [0, 0], 0, 0
     began = time.perf_counter()

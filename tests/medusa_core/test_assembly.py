@@ -1,4 +1,7 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +68,22 @@ def test_the_number_of_nodes_is_the_best_one_measured_on_this_very_device(tmp_pa
     assert (again.info.tree_nodes, again.info.calibration) == (5, measured)
     assert "measured on this device" in again.info.tree_reason
     assert Engine.load(EngineConfig(model=str(folder), tree_nodes=3), calibration=measured).info.tree_nodes == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tree_nodes": 6}, {"tree": "static"}, {"heads": None, "prompt_lookup": False, "recycling": False}],
+    ids=["asked for", "static", "nobody drafts"],
+)
+def test_sizes_are_chosen_from_unless_one_is_fixed_or_nobody_drafts(tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = calibrated_folder(tmp_path)
+    config = EngineConfig(model=str(folder), heads=str(folder / "heads"), self_test=False)
+    if "heads" in options:
+        shutil.rmtree(folder / "heads")
+
+    assert Engine.load(replace(config, **options)).info.tree_sizes == ()
+    if "heads" not in options:
+        assert Engine.load(config).info.tree_sizes[0] == 1
 
 
 def test_a_static_tree_has_one_shape_and_changes_no_token(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from medusa_core.calibration import Calibration, LatencyCurve
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
 from medusa_core.engine import Engine
 from medusa_core.errors import InvalidParameter, PromptTooLong
 from medusa_core.generation import Delta, GenerationRequest
+from medusa_core.pacing.finding import situations
 from medusa_core.sampling import SamplingParams
 from tests.cast import GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
 from tests.tiny_tokenizers import grammar_vocabulary
@@ -427,3 +429,61 @@ def test_heads_of_a_smaller_vocabulary_draft_under_a_grammar() -> None:
     for speculation in (SpeculationParams(), SpeculationParams(mode="chain")):
         found = run(engine, PROMPT, SamplingParams(1.0, seed=2), grammar=LIST.text, speculation=speculation)
         assert found == run(plain, PROMPT, SamplingParams(1.0, seed=2), grammar=LIST.text)
+
+
+def paced_engine() -> Engine:
+    """An engine that chooses among trees of 1, 4 and 16 nodes, by steps that take as long as this calibration says."""
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=16)
+    taken = {1: 1.0, 4: 1.3, 16: 1.6}
+    curves = [LatencyCurve(engine.info.place, at.rows, taken, at.is_sampled) for at in situations(engine.info)]
+    calibration = Calibration(((0.9,),) * 3, (9,) * 3, (1.0,) * 3, tuple(curves))
+    engine.info = replace(engine.info, tree_sizes=(1, 4, 16), calibration=calibration)
+    engine.find_pace()
+    return engine
+
+
+def sizes_of(engine: Engine, mode: str, max_nodes: int | None = None, sampling: SamplingParams = GREEDY) -> list[int]:
+    speculation = SpeculationParams(mode, max_nodes)  # type: ignore[arg-type]
+    steps = engine.generate(GenerationRequest(PROMPT, sampling, speculation, max_tokens=60))
+    return [delta.step.num_nodes for delta in steps if delta.step is not None]
+
+
+def test_heads_that_are_wrong_are_soon_left_alone_in_auto_but_not_where_a_tree_is_asked_for() -> None:
+    engine = paced_engine()
+
+    assert sizes_of(engine, "auto")[-10:] == [1] * 10
+    assert set(sizes_of(engine, "tree")) == {16}
+    assert set(sizes_of(engine, "tree", 4)) == {4}
+    assert max(sizes_of(engine, "auto", 4)) == 4
+
+
+def test_changing_sizes_change_no_token() -> None:
+    engine = paced_engine()
+    for sampling in (GREEDY, SamplingParams(1.0, seed=3)):
+        plain = run(make_engine(MockBackbone()), PROMPT, sampling, max_tokens=60)
+
+        assert len(set(sizes_of(engine, "auto", sampling=sampling))) > 1
+        assert run(engine, PROMPT, sampling, max_tokens=60) == plain
+
+
+def test_an_answer_with_a_seed_takes_the_same_steps_whatever_was_asked_before() -> None:
+    engine, sampling = paced_engine(), SamplingParams(1.0, seed=3)
+    fresh = sizes_of(engine, "auto", sampling=sampling)
+    for prompt in (PROMPT, PROMPT[::-1], PROMPT[:3]):
+        run(engine, prompt, max_tokens=60)
+
+    assert sizes_of(engine, "auto", sampling=sampling) == fresh
+
+
+def test_steps_that_nobody_timed_are_timed_and_leave_nothing_behind() -> None:
+    backbone = MockBackbone()
+    engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=16, recycles=True)
+    engine.info = replace(engine.info, tree_sizes=(1, 4, 16))
+    engine.find_pace()
+
+    first = deltas(engine, max_tokens=5)[0]
+
+    assert engine.info.tree_sizes[0] == 1
+    assert first.prompt is not None and first.prompt.cached_tokens == 0
+    assert run(engine, PROMPT, max_tokens=60) == PLAIN

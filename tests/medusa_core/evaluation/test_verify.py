@@ -33,7 +33,7 @@ class Slipping:
         place = 0
         for delta in self._engine.generate(request):
             tokens = list(delta.tokens)
-            if request.speculation.mode == "auto" and request.top_logprobs is None:
+            if request.speculation.mode != "off" and request.top_logprobs is None:
                 tokens = [(token + 1) % 23 if place + i == 4 else token for i, token in enumerate(tokens)]
             place += len(tokens)
             yield replace(delta, tokens=tuple(tokens))
