@@ -160,6 +160,10 @@ class TransformersBackbone:
         self.model_type: str = config.model_type
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        # What a mask adds to the scores of rows that a node sees and of the others; not infinite, or a row of nothing
+        # but hidden ones would be without a number.
+        self._shown = torch.zeros((), dtype=self.dtype, device=self.device)
+        self._hidden = torch.full((), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device)
         self._windows = attention_windows(config)
         self._layout = self._key_value_layout()
         self._group = config.num_attention_heads // self._layout.num_kv_heads
@@ -231,9 +235,7 @@ class TransformersBackbone:
 
     def _additive(self, allowed: Tensor) -> Tensor:
         """A mask [N, S] bool as attention adds it, [1, 1, g * N, S], repeated for grouped queries once per step."""
-        lowest = torch.finfo(self.dtype).min
-        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill(~allowed, lowest)
-        return mask.repeat(self._group, 1)[None, None]
+        return torch.where(allowed, self._shown, self._hidden).repeat(self._group, 1)[None, None]
 
     @torch.inference_mode()
     def _key_value_layout(self) -> "_KeyValueLayout":

@@ -93,21 +93,6 @@ void rms_norm(const float *rows, const float *weight, float *result, long num_ro
     }
 }
 
-/* Turns the first `turned` of `all` heads [rows, all, dim] in place by the factors of each row [rows, 2, part], which
- * are for the first `part` numbers of a head: cosines, and sines that are negative in their first half. */
-void turn(float *heads, const float *restrict factors, long num_rows, long turned, long all, long dim, long part) {
-    long half = part / 2;
-    for (long n = 0; n < num_rows; n++, heads += all * dim, factors += 2 * part)
-        for (long h = 0; h < turned; h++) {
-            float *restrict low = heads + h * dim, *restrict high = low + half;
-            for (long k = 0; k < half; k++) {
-                float first = low[k], second = high[k];
-                low[k] = first * factors[k] + second * factors[part + k];
-                high[k] = second * factors[half + k] + first * factors[part + half + k];
-            }
-        }
-}
-
 /* e^x for x <= 0, 1.6e-38 where it is smaller; relative error below 2e-7 (Cephes' polynomial). */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
@@ -121,6 +106,30 @@ static inline float exponential(float x) {
     series = series * rest + 5.0000001201e-1f;
     union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23}; /* 2 to that integer */
     return (series * rest * rest + rest + 1.0f) * power.value;
+}
+
+/* result [rows, width] = silu(gate) * up of rows [rows, 2 * width], gates first. */
+void gate_silu(const float *rows, float *restrict result, long num_rows, long width) {
+    for (long n = 0; n < num_rows; n++, rows += 2 * width, result += width)
+        for (long k = 0; k < width; k++) {
+            float gate = rows[k], small = exponential(gate < 0 ? gate : -gate);
+            result[k] = gate * rows[width + k] * (gate < 0 ? small : 1.0f) / (1.0f + small);
+        }
+}
+
+/* Turns the first `turned` of `all` heads [rows, all, dim] in place by the factors of each row [rows, 2, part], which
+ * are for the first `part` numbers of a head: cosines, and sines that are negative in their first half. */
+void turn(float *heads, const float *restrict factors, long num_rows, long turned, long all, long dim, long part) {
+    long half = part / 2;
+    for (long n = 0; n < num_rows; n++, heads += all * dim, factors += 2 * part)
+        for (long h = 0; h < turned; h++) {
+            float *restrict low = heads + h * dim, *restrict high = low + half;
+            for (long k = 0; k < half; k++) {
+                float first = low[k], second = high[k];
+                low[k] = first * factors[k] + second * factors[part + k];
+                high[k] = second * factors[half + k] + first * factors[part + half + k];
+            }
+        }
 }
 
 /* Scores [width] become e^(score - largest). */

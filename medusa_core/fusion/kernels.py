@@ -28,6 +28,10 @@ class Kernels(Protocol):
         """Rows [N, H] scaled to unit mean square, times weight [H]: [N, H]."""
         ...
 
+    def gate_silu(self, rows: Tensor) -> Tensor:
+        """The second half of rows [N, 2 * I] times the SiLU of the first: [N, I]."""
+        ...
+
     def turn(self, heads: Tensor, num_turned: int, factors: Tensor) -> None:
         """Turn the first heads of [N, heads, D] to their positions, in place.
 
@@ -65,6 +69,11 @@ class TorchKernels:
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Kernels: [N, H] to [N, H]."""
         return F.rms_norm(rows, weight.shape, weight, eps)
+
+    def gate_silu(self, rows: Tensor) -> Tensor:
+        """See Kernels: [N, 2 * I] to [N, I]."""
+        gate, up = rows.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
 
     def turn(self, heads: Tensor, num_turned: int, factors: Tensor) -> None:
         """See Kernels: [N, heads, D] by [N, 2, D']."""

@@ -67,13 +67,21 @@ class GatedMlp:
     """down(act(gate(x)) * up(x)) with gate and up in one product."""
 
     gate_up: Product
+    gate: Callable[[Tensor], Tensor]
     down: Product
-    activation: Callable[[Tensor], Tensor]
 
     def add_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """The residual [N, H] plus the outcome of rows [N, H], [N, H]."""
-        gate, up = self.gate_up(rows).chunk(2, dim=-1)
-        return self.down.add_to(residual, self.activation(gate).mul_(up))
+        return self.down.add_to(residual, self.gate(self.gate_up(rows)))
+
+
+@dataclass(frozen=True)
+class _Gate:
+    activation: Callable[[Tensor], Tensor]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        gate, up = rows.chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 @dataclass(frozen=True)
@@ -140,4 +148,7 @@ def _read_mlp(mlp: Any, kernels: Kernels) -> Product | GatedMlp:
     if not isinstance(down, nn.Module):
         return join([mlp], kernels)
     gate_up = join([joint] if joint is not None else [mlp.gate_proj, mlp.up_proj], kernels)
-    return GatedMlp(gate_up, join([down], kernels), mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn)
+    activation = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
+    sample = torch.linspace(-3, 3, 7)
+    is_silu = torch.equal(activation(sample), F.silu(sample))
+    return GatedMlp(gate_up, kernels.gate_silu if is_silu else _Gate(activation), join([down], kernels))

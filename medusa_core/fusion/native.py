@@ -32,6 +32,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
     "product": [_POINTER] * 4 + [_LONG] * 4,
     "rms_norm": [_POINTER] * 3 + [_LONG] * 2 + [_FLOAT],
+    "gate_silu": [_POINTER] * 2 + [_LONG] * 2,
     "turn": [_POINTER] * 2 + [_LONG] * 5,
     "attend": [_POINTER] * 7 + [_LONG] * 6 + [_FLOAT],
 }
@@ -82,6 +83,13 @@ class NativeKernels:
             return self._others.rms_norm(rows, weight, eps)
         result = torch.empty_like(rows)
         self._library.rms_norm(rows.data_ptr(), weight.data_ptr(), result.data_ptr(), num_rows, width, eps)
+        return result
+
+    def gate_silu(self, rows: Tensor) -> Tensor:
+        """See Kernels: [N, 2 * I] to [N, I]."""
+        num_rows, width = rows.shape[0], rows.shape[1] // 2
+        result = rows.new_empty(num_rows, width)
+        self._library.gate_silu(rows.data_ptr(), result.data_ptr(), num_rows, width)
         return result
 
     def turn(self, heads: Tensor, num_turned: int, factors: Tensor) -> None:

@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from tests.medusa_core.fusion.cast import TORCH
@@ -52,3 +53,9 @@ def test_attention_writes_keys_and_values_first_and_sees_what_the_mask_shows() -
             keys, values = kept[:, head // 2, :7][:, allowed[row]]
             expected = (keys @ heads[row, head] * 0.3).softmax(0) @ values
             assert torch.allclose(mixed[row, 4 * head : 4 * head + 4], expected, atol=1e-6)
+
+
+def test_gates_come_first_and_open_what_stands_behind_them() -> None:
+    rows = torch.randn(3, 10, generator=GENERATOR)
+
+    assert torch.allclose(TORCH.gate_silu(rows), F.silu(rows[:, :5]) * rows[:, 5:])

@@ -63,6 +63,12 @@ def test_norms_equal_torchs(native: NativeKernels) -> None:
     assert torch.allclose(native.rms_norm(rows, weight, 1e-3), TORCH.rms_norm(rows, weight, 1e-3), atol=1e-6)
 
 
+def test_gates_equal_torchs_for_small_large_and_extreme_values(native: NativeKernels) -> None:
+    rows = torch.cat([random(3, 22), 30 * random(2, 22), torch.full((1, 22), -200.0), torch.full((1, 22), 200.0)])
+
+    assert torch.allclose(native.gate_silu(rows), TORCH.gate_silu(rows), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("part", [8, 4, 2])
 def test_heads_are_turned_as_torch_turns_them(native: NativeKernels, part: int) -> None:
     heads, factors = random(3, 6, 8), random(3, 2, part)
