@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.on_gpu.timing import device_ms
+from medusa_core.errors import EngineError
 from medusa_core.runners.capture import CudaLauncher
 
 __all__ = ["Case", "attention_ms", "dense_with_sums", "make_case", "merged"]
@@ -147,7 +148,7 @@ def attention_ms(case: Case, times: int) -> dict[str, float | str]:
             off = float((work().float() - exact).abs().max())
             found[name] = device_ms(graphed(work, device), device, times)
             found[f"{name}, off by"] = off
-        except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
+        except (EngineError, ImportError, NotImplementedError, RuntimeError, TypeError) as error:
             found[name] = f"does not run: {str(error).splitlines()[0][:100]}"
     return found
 

@@ -24,8 +24,9 @@ from medusa_core.runners.capture import CudaLauncher, Launcher, PlainLauncher
 from medusa_core.runners.cuda_graph import coarse_bucket
 from medusa_core.sampling import Sampler, SamplingParams
 
-__all__ = ["Bench", "launcher_for"]
+__all__ = ["GREEDY", "Bench", "launcher_for"]
 
+GREEDY = SamplingParams(0.0, seed=0)
 _DEPTH = 8
 
 
@@ -91,27 +92,28 @@ class Bench:
     @torch.inference_mode()
     def attention_kernels(self, nodes: int, context: int) -> list[str]:
         """What computes attention in a pass over a tree of so many nodes."""
-        state = self.state(context, SamplingParams(0.0, seed=0))
+        state = self.state(context, GREEDY)
         tree = self.drafter(nodes, context).draft(state)
         rows = min(self.cache.rows, coarse_bucket(context + nodes))
         return attention_kernels(
             lambda: self.backbone.forward(tree, state.past, self.cache, rows), self.backbone.device
         )
 
-    def steps(self, runner: Runner, nodes: int, context: int, temperature: float = 0.0) -> Iterator[Any]:
+    def steps(self, runner: Runner, nodes: int, context: int, sampling: SamplingParams) -> Iterator[Any]:
         """Steps behind so many rows, without end."""
-        sampling = SamplingParams(temperature, seed=0)
         device = self.backbone.device
         adjustments = Adjustments.of_request(sampling, [], (), self.backbone.vocab_size, device)
         rule = make_rule(Sampler.of_request(sampling, device), SpeculationParams())
         plan = DecodePlan(_Always(self.drafter(nodes, context)), adjustments, rule, None, None)
         return runner.steps(plan, self.state(context, sampling), context)
 
-    def step_ms(self, make_runner: MakeRunner, nodes: int, context: int, count: int, temperature: float = 0.0) -> float:
+    def step_ms(
+        self, make_runner: MakeRunner, nodes: int, context: int, count: int, sampling: SamplingParams = GREEDY
+    ) -> float:
         """Median milliseconds from one step's result to the next's, once the step is recorded."""
         runner = make_runner(self.backbone, self.cache)
         taken = []
-        with closing(self.steps(runner, nodes, context, temperature)) as steps:
+        with closing(self.steps(runner, nodes, context, sampling)) as steps:
             for _ in range(8):
                 next(steps)
             last = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.on_gpu.attention import attention_ms, make_case
 from benchmarks.on_gpu.demo import demo_part
-from benchmarks.on_gpu.driving import Bench, launcher_for
+from benchmarks.on_gpu.driving import GREEDY, Bench, launcher_for
 from benchmarks.on_gpu.models import Shape, bytes_per_step, make_backbone, make_heads
 from benchmarks.on_gpu.timing import Budget, device_ms
 from medusa_core.acceptance import make_rule
@@ -37,7 +37,13 @@ SHARES = {
 # Tokens per step by nodes with the Medusa authors' head accuracies for Vicuna-7B, independence assumed.
 PUBLISHED_TOKENS_PER_STEP = {1: 1.0, 16: 2.22, 32: 2.41, 48: 2.51, 64: 2.58, 96: 2.67, 128: 2.74}
 NUM_HEADS = 4
-GREEDY = SamplingParams(0.0, seed=0)
+# Rows for what the steps of one measurement may add, at most: 50 steps of a tree that is right as deep as it goes.
+ROOM = 512
+SAMPLED = {
+    "sampled": SamplingParams(0.8, seed=0),
+    "top_k": SamplingParams(0.8, top_k=40, seed=0),
+    "top_p": SamplingParams(0.8, top_p=0.9, seed=0),
+}
 
 
 @dataclass
@@ -88,53 +94,47 @@ def limit_ms(setting: Setting, backbone: Any, shape: Shape, context: int) -> flo
     return 1e3 * bytes_per_step(backbone, shape, context) / setting.bandwidth
 
 
-def plain_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+def plain_part(setting: Setting, shape: Shape, budget: Budget) -> dict[str, Any]:
     """Steps of one token, against the limit that the memory sets; by transformers' own code and in fewer kernels."""
-    context, result = setting.contexts[0], {}
-    for shape in setting.shapes:
-        rows = coarse_bucket(context + 512)
-        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
-        limit = limit_ms(setting, backbone, shape, context)
-        bench = Bench.around(backbone, None, 1, rows)
-        own: dict[str, Any] = {"context": context, "limit_ms": limit}
-        for name in ("own code", "fused"):
-            if name == "fused":
-                backbone.fuse(rows, compiled=False)
-            for way, make_runner in (("recorded", setting.graphs), ("ordinary", EagerRunner)):
-                if budget.has_room(f"{shape.name} {name} {way}"):
-                    own[f"{name}, {way}, ms"] = bench.step_ms(make_runner, 1, context, setting.steps)
-        own["is_fused"] = backbone.is_fused
-        best = min(value for key, value in own.items() if key.endswith("ms") and "," in key)
-        own["share_of_limit"] = limit / best if limit is not None else None
-        result[shape.name] = own
-        print(f"{shape.name}: " + ", ".join(f"{key} {value:.3g}" for key, value in own.items() if value is not None))
-        release(setting)
-    return result
+    context = setting.contexts[0]
+    rows = coarse_bucket(context + ROOM)
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    limit = limit_ms(setting, backbone, shape, context)
+    bench = Bench.around(backbone, None, 1, rows)
+    own: dict[str, Any] = {"context": context, "limit_ms": limit}
+    for name in ("own code", "fused"):
+        if name == "fused":
+            backbone.fuse(rows, compiled=False)
+        for way, make_runner in (("recorded", setting.graphs), ("ordinary", EagerRunner)):
+            if budget.has_room(f"{shape.name} {name} {way}"):
+                own[f"{name}, {way}, ms"] = bench.step_ms(make_runner, 1, context, setting.steps)
+    own["is_fused"] = backbone.is_fused
+    taken = [value for key, value in own.items() if key.endswith(", ms")]
+    own["share_of_limit"] = limit / min(taken) if limit is not None and taken else None
+    print(f"{shape.name}: " + ", ".join(f"{key} {value:.3g}" for key, value in own.items() if value is not None))
+    return own
 
 
-def nodes_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+def nodes_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
     """Steps by size of the tree, and what they consist of."""
-    context, result = setting.contexts[0], {}
-    for shape in setting.shapes:
-        rows = coarse_bucket(context + 512 + max(setting.nodes))
-        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
-        backbone.fuse(rows, compiled=False)
-        bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(setting.nodes), rows)
-        found: dict[int, dict[str, float]] = {}
-        for nodes in setting.nodes:
-            if budget.has_room(f"{shape.name} {nodes} nodes"):
-                found[nodes] = parts_of_a_step(setting, bench, nodes, context)
-        for nodes, parts in found.items():
-            parts["overhead"] = parts["step_ms"] / found[1]["step_ms"]
-            if nodes in PUBLISHED_TOKENS_PER_STEP:
-                parts["projected_speed_up"] = PUBLISHED_TOKENS_PER_STEP[nodes] / parts["overhead"]
-        for nodes in (1, max(found)):
-            if budget.has_room(f"{shape.name} ordinary {nodes} nodes"):
-                found[nodes]["ordinary_ms"] = bench.step_ms(EagerRunner, nodes, context, setting.steps)
-        result[shape.name] = found
-        show(shape.name, found)
-        release(setting)
-    return result
+    context = setting.contexts[0]
+    rows = coarse_bucket(context + ROOM + max(setting.nodes))
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    backbone.fuse(rows, compiled=False)
+    bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(setting.nodes), rows)
+    found: dict[int, dict[str, float]] = {}
+    for nodes in setting.nodes:
+        if budget.has_room(f"{shape.name} {nodes} nodes"):
+            found[nodes] = parts_of_a_step(setting, bench, nodes, context)
+    for nodes, parts in found.items():
+        parts["overhead"] = parts["step_ms"] / found[min(found)]["step_ms"]
+        if nodes in PUBLISHED_TOKENS_PER_STEP:
+            parts["projected_speed_up"] = PUBLISHED_TOKENS_PER_STEP[nodes] / parts["overhead"]
+    for nodes in sorted({1, max(found, default=1)} & found.keys()):
+        if budget.has_room(f"{shape.name} ordinary {nodes} nodes"):
+            found[nodes]["ordinary_ms"] = bench.step_ms(EagerRunner, nodes, context, setting.steps)
+    show(shape.name, found)
+    return found
 
 
 def parts_of_a_step(setting: Setting, bench: Bench, nodes: int, context: int) -> dict[str, float]:
@@ -184,70 +184,63 @@ def replay_ms(setting: Setting, bench: Bench, nodes: int, context: int) -> dict[
     return found
 
 
-def context_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+def context_part(setting: Setting, shape: Shape, budget: Budget) -> dict[str, Any]:
     """Steps behind longer and longer contexts."""
-    result = {}
-    for shape in setting.shapes:
-        rows = coarse_bucket(max(setting.contexts) + 512)
-        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
-        backbone.fuse(rows, compiled=False)
-        nodes = (1, 64 if 64 in setting.nodes else max(setting.nodes))
-        bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(nodes), rows)
-        found: dict[int, dict[str, Any]] = {}
-        for context in setting.contexts:
-            own: dict[str, Any] = {"limit_ms": limit_ms(setting, backbone, shape, context)}
-            for count in nodes:
-                if budget.has_room(f"{shape.name} {count} nodes behind {context}"):
-                    own[f"step_ms of {count}"] = bench.step_ms(setting.graphs, count, context, setting.steps)
-            found[context] = own
-        kernels = bench.attention_kernels(max(nodes), setting.contexts[-1])
-        show(f"{shape.name}, by context", found)
-        print(f"  attention: {', '.join(kernels)}")
-        result[shape.name] = {"by_context": found, "attention_kernels": kernels}
+    rows = coarse_bucket(max(setting.contexts) + ROOM)
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    backbone.fuse(rows, compiled=False)
+    nodes = (1, 64 if 64 in setting.nodes else max(setting.nodes))
+    bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(nodes), rows)
+    found: dict[int, dict[str, Any]] = {}
+    for context in setting.contexts:
+        own: dict[str, Any] = {"limit_ms": limit_ms(setting, backbone, shape, context)}
+        for count in nodes:
+            if budget.has_room(f"{shape.name} {count} nodes behind {context}"):
+                own[f"step_ms of {count}"] = bench.step_ms(setting.graphs, count, context, setting.steps)
+        found[context] = own
+    kernels = bench.attention_kernels(max(nodes), setting.contexts[-1])
+    show(f"{shape.name}, by context", found)
+    print(f"  attention: {', '.join(kernels)}")
+    return {"by_context": found, "attention_kernels": kernels}
+
+
+def heads_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
+    """Steps by what the heads draft with, and of sampled requests."""
+    context, nodes = setting.contexts[0], 64 if 64 in setting.nodes else max(setting.nodes)
+    rows = coarse_bucket(context + ROOM + nodes)
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    backbone.fuse(rows, compiled=False)
+    found: dict[str, dict[str, float | None]] = {}
+    for kind in ("shared", "own", "16k tokens", "int8"):
+        if not budget.has_room(f"{shape.name} {kind}"):
+            continue
+        heads = make_heads(backbone, kind, NUM_HEADS)
+        if heads is None:
+            found[kind] = {"step_ms": None}
+            continue
+        bench = Bench.around(backbone, heads, nodes, rows)
+        found[kind] = {"step_ms": bench.step_ms(setting.graphs, nodes, context, setting.steps)}
+        for name, sampling in SAMPLED.items():
+            if kind == "shared" and budget.has_room(f"{shape.name} {name}"):
+                found[kind][f"{name}_ms"] = bench.step_ms(setting.graphs, nodes, context, setting.steps, sampling)
+        del bench, heads
         release(setting)
-    return result
+    show(f"{shape.name}, {nodes} nodes", found)
+    return found
 
 
-def heads_part(setting: Setting, budget: Budget) -> dict[str, Any]:
-    """Steps by what the heads draft with, and of a sampled request."""
-    context, nodes, result = setting.contexts[0], 64 if 64 in setting.nodes else max(setting.nodes), {}
-    for shape in setting.shapes:
-        rows = coarse_bucket(context + 512 + nodes)
-        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
-        backbone.fuse(rows, compiled=False)
-        found: dict[str, dict[str, float | None]] = {}
-        for kind in ("shared", "own", "16k tokens", "int8"):
-            if not budget.has_room(f"{shape.name} {kind}"):
-                continue
-            heads = make_heads(backbone, kind, NUM_HEADS)
-            if heads is None:
-                found[kind] = {"step_ms": None}
-                continue
-            bench = Bench.around(backbone, heads, nodes, rows)
-            found[kind] = {"step_ms": bench.step_ms(setting.graphs, nodes, context, setting.steps)}
-            if kind == "shared" and budget.has_room(f"{shape.name} sampled"):
-                found[kind]["sampled_ms"] = bench.step_ms(setting.graphs, nodes, context, setting.steps, 0.8)
-            del bench, heads
-            release(setting)
-        show(f"{shape.name}, {nodes} nodes", found)
-        result[shape.name] = found
-        release(setting)
-    return result
-
-
-def attention_part(setting: Setting, budget: Budget) -> dict[str, Any]:
+def attention_part(setting: Setting, shape: Shape, budget: Budget) -> dict[str, Any]:
     """One layer's attention behind longer and longer contexts, by each kernel there is."""
     result: dict[str, Any] = {}
-    for shape in setting.shapes:
-        for nodes in (1, max(size for size in setting.nodes if size <= 64)):
-            name, found = f"{shape.name}, {nodes} nodes", {}
-            for context in setting.contexts:
-                if budget.has_room(f"{name} behind {context}"):
-                    rows = coarse_bucket(context + nodes)
-                    case = make_case(shape.heads, shape.kv_heads, nodes, context, rows, setting.device)
-                    found[context] = attention_ms(case, setting.steps)
-            show(name, found)
-            result[name] = found
+    for nodes in (1, max(size for size in setting.nodes if size <= 64)):
+        name, found = f"{shape.name}, {nodes} nodes", {}
+        for context in setting.contexts:
+            if budget.has_room(f"{name} behind {context}"):
+                rows = coarse_bucket(context + nodes)
+                case = make_case(shape.heads, shape.kv_heads, nodes, context, rows, setting.device)
+                found[context] = attention_ms(case, setting.steps)
+        show(name, found)
+        result[name] = found
     return result
 
 
@@ -267,12 +260,31 @@ def release(setting: Setting) -> None:
         torch.cuda.empty_cache()
 
 
+def by_shape(
+    measure: Callable[[Setting, Shape, Budget], dict[Any, Any]],
+) -> Callable[[Setting, Budget], dict[str, Any]]:
+    """The part that measures one shape after the other; one that does not fit into the device's memory says so."""
+
+    def part(setting: Setting, budget: Budget) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for shape in setting.shapes:
+            try:
+                found[shape.name] = measure(setting, shape, budget)
+            except torch.OutOfMemoryError as error:
+                found[shape.name] = {"out_of_memory": str(error).splitlines()[0]}
+                print(f"{shape.name}: {found[shape.name]['out_of_memory']}")
+            release(setting)
+        return found
+
+    return part
+
+
 PARTS: dict[str, Callable[[Setting, Budget], dict[str, Any]]] = {
     "bandwidth": bandwidth_part,
-    "plain": plain_part,
-    "nodes": nodes_part,
-    "context": context_part,
-    "heads": heads_part,
-    "attention": attention_part,
+    "plain": by_shape(plain_part),
+    "nodes": by_shape(nodes_part),
+    "context": by_shape(context_part),
+    "heads": by_shape(heads_part),
+    "attention": by_shape(attention_part),
     "demo": lambda setting, budget: demo_part(setting.device, setting.steps, budget),
 }
