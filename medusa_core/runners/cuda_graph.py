@@ -29,7 +29,7 @@ from medusa_core.kv_cache import KVCache
 from medusa_core.runners.capture import Launcher
 from medusa_core.runners.grammar import check_tree, host_tree, what_follows
 from medusa_core.runners.held import fill, hold, signature
-from medusa_core.runners.recording import Recording
+from medusa_core.runners.recording import WARM_UPS, Recording
 from medusa_core.runners.row import Row, pack
 from medusa_core.runners.runner import DecodePlan, StepResult
 from medusa_core.tree import CandidateTree
@@ -77,6 +77,8 @@ class _Split:
 
 class GraphRunner:
     """Replays recorded steps; results are the eager runner's."""
+
+    settling_steps = WARM_UPS + 1
 
     def __init__(
         self, backbone: Backbone, cache: KVCache, launcher: Launcher, most_recordings: int = _MOST_RECORDINGS

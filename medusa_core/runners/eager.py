@@ -20,6 +20,8 @@ __all__ = ["EagerRunner"]
 class EagerRunner:
     """Issues each step when the previous one's result is known."""
 
+    settling_steps = 0
+
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self._backbone, self._cache = backbone, cache
 

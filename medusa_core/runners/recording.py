@@ -7,12 +7,12 @@ from typing import Generic, TypeVar
 from medusa_core.runners.capture import HostReads, Launcher
 from medusa_core.runners.held import fill, hold
 
-__all__ = ["Recording"]
+__all__ = ["WARM_UPS", "Recording"]
 
 _log = logging.getLogger(__name__)
 
 # Times before work is recorded: libraries choose and allocate in the first ones.
-_WARM_UPS = 3
+WARM_UPS = 3
 
 Outcome = TypeVar("Outcome")
 
@@ -46,7 +46,7 @@ class Recording(Generic[Outcome]):
             if reads.found:
                 self._is_recordable = False
                 _log.warning("%s is not recorded: %s makes the host wait", self._name, reads.found[0])
-        elif self._times < _WARM_UPS or not self._is_recordable:
+        elif self._times < WARM_UPS or not self._is_recordable:
             self._launcher.warm_up(self._do)
         else:
             if self._replay is None:

@@ -87,7 +87,12 @@ def to_host(logprobs: Logprobs) -> list[TokenLogprobs]:
 
 
 class Runner(Protocol):
-    """Runs steps one after another; the caller stops iterating when it has enough."""
+    """Runs steps one after another; the caller stops iterating when it has enough.
+
+    settling_steps: the first steps of a kind that may be slower than all later ones.
+    """
+
+    settling_steps: int
 
     def steps(self, plan: DecodePlan, state: DraftState, past: int) -> Iterator[StepResult]:
         """Decode from `state`, whose `past` is also known on the host. Mutates the cache's rows behind `past`."""
