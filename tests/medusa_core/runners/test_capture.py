@@ -21,6 +21,7 @@ FREE: dict[str, Callable[[], Any]] = {
     "an index": lambda: NUMBERS[NUMBERS.flip(0)],
     "a mask": lambda: NUMBERS.masked_fill(NUMBERS > 3, 0),
     "a range": lambda: torch.arange(4),
+    "a number that stays on the host": lambda: NUMBERS * torch.tensor(2.5),
     "a copy": lambda: NUMBERS.to(torch.float32).clone(),
 }
 
