@@ -1,6 +1,7 @@
 """From the operator's choices to the parts of an engine: the base model, its heads, who drafts, and what is known."""
 
 import logging
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -52,8 +53,7 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     # With a thread on every core any other process stalls the barrier of each small matrix product.
-    spare = max(1, (os.cpu_count() or 1) - 1)
-    torch.set_num_threads(config.num_threads if config.num_threads is not None else spare)
+    torch.set_num_threads(config.num_threads if config.num_threads is not None else max(1, _cores() - 1))
     progress("loading the model", 0.0)
     text_config = read_config(location).get_text_config()
     max_context = config.max_context if config.max_context is not None else default_context(text_config)
@@ -172,6 +172,15 @@ def _temperatures(calibration: Calibration | None, num_heads: int, device: torch
             f"the calibration knows {calibration.num_heads} heads, there are {num_heads}; run `medusa calibrate` again"
         )
     return torch.tensor(calibration.temperatures[:num_heads], dtype=torch.float32, device=device)
+
+
+def _cores() -> int:
+    """Cores this process may use: containers are given fewer than the machine has, by name or by a share of time."""
+    named = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    share, period = limit.read_text(encoding="utf-8").split() if limit.is_file() else ("max", "1")
+    cores = named if named is not None else 1
+    return cores if share == "max" else min(cores, math.ceil(int(share) / int(period)))
 
 
 def device_name(device: torch.device) -> str:

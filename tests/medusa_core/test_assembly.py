@@ -1,9 +1,11 @@
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medusa_core.calibration import Calibration, LatencyCurve, Place
 from medusa_core.checkpoints import save_heads
@@ -120,3 +122,15 @@ def test_heads_deeper_than_max_depth_are_refused_at_load(tmp_path: Path) -> None
 
     with pytest.raises(ConfigurationError, match="max_depth is 2, the heads reach 3 deep; raise it"):
         Engine.load(EngineConfig(model=str(folder), max_depth=2))
+
+
+def test_the_worker_leaves_a_core_to_the_server_unless_it_is_told_how_many_threads_to_take(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = torch.get_num_threads()
+
+    chosen = Engine.load(EngineConfig(model=str(tmp_path))).info.place.threads
+    told = Engine.load(EngineConfig(model=str(tmp_path), num_threads=2)).info.place.threads
+    torch.set_num_threads(before)
+
+    assert chosen is not None and 1 <= chosen <= max(1, (os.cpu_count() or 1) - 1)
+    assert told == 2
