@@ -68,7 +68,10 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     source = source if source is not None else find_heads(location)
     stored = locate_heads(source) if source is not None else None
     heads = load_heads(stored, backbone.lm_head, location) if stored is not None else None
+    generation = backbone.model.generation_config
     if heads is not None:
+        if config.draft_vocabulary is not None:
+            heads = heads.drafting_only(_drafted(config.draft_vocabulary, backbone, generation.eos_token_id))
         heads.choose_lm_head_kernel()
     if calibration is None and stored is not None:
         calibration = _find_calibration(stored.parent)
@@ -86,7 +89,6 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
             f"tree is static, but how often the heads in {source} are right is not known; run `medusa calibrate`, "
             "or take dynamic trees"
         )
-    generation = backbone.model.generation_config
     info = EngineInfo(
         model=config.model,
         device=str(device),
@@ -114,6 +116,12 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     if heads is not None:
         drafters = StaticTrees(heads, temperatures, calibration, info.most_nodes, config.tree == "static", drafters)
     return Parts(backbone, heads, drafters, info, Memory(backbone.vocab_size, device, config.recycling))
+
+
+def _drafted(count: int, backbone: Backbone, eos: int | list[int] | None) -> torch.Tensor:
+    """The tokens [V'] int64 that heads shall propose; see EngineConfig.draft_vocabulary."""
+    tokens = {*range(min(count, backbone.vocab_size)), *_as_tuple(eos)}
+    return torch.tensor(sorted(tokens), device=backbone.device)
 
 
 def _tree_size(

@@ -47,6 +47,8 @@ class EngineConfig:
                        average, with the heads alone.
     max_depth:         deepest branch any drafter may add, at least the number of heads.
     prompt_lookup:     whether trees also hold what followed earlier in the sequence; False leaves them to the heads.
+    draft_vocabulary:  tokens that heads may propose: those of the smallest ids, which tokenizers that merge the most
+                       frequent pair first give to the most frequent tokens, and the end tokens; None is all of them.
     recycling:         whether trees also hold what the model itself last found likeliest behind each token.
     prefix_cache:      MiB for the rows of earlier conversations, which then need not be computed again; with 0 only the
                        last is kept. None is 256 on a CPU, and on CUDA a tenth of what the weights leave free.
@@ -72,6 +74,7 @@ class EngineConfig:
     tree: TreeKind = "dynamic"
     max_depth: int = 8
     prompt_lookup: bool = True
+    draft_vocabulary: int | None = None
     recycling: bool = True
     prefix_cache: int | None = None
     prefill_chunk: int = 512
@@ -82,7 +85,7 @@ class EngineConfig:
     self_test: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "tree_nodes", "max_depth", "prefill_chunk", "num_threads"):
+        for name in ("max_context", "tree_nodes", "max_depth", "prefill_chunk", "draft_vocabulary", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} is {value}, it must be at least 1")

@@ -5,6 +5,7 @@ norm) at position t and predicts token t + k + 1; the base LM head itself predic
 """
 
 import time
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -100,6 +101,30 @@ class DraftHeads(nn.Module):
     def of_tokens(self, values: Tensor) -> Tensor:
         """From one value for each token of the model, [W], those of the tokens that are drafted, [V]."""
         return values[self.token_ids] if self.token_ids is not None else values[: self.config.vocab_size]
+
+    @torch.no_grad()
+    def drafting_only(self, tokens: Tensor) -> "DraftHeads":
+        """The same heads with those rows of their LM heads alone that draft `tokens` [V'] int64.
+
+        Reading LM heads is most of what heads cost; a token that is left out is never proposed, but still emitted.
+        """
+        rows = tokens
+        if self.token_ids is not None:
+            rows = torch.isin(self.token_ids, tokens).nonzero()[:, 0]
+            tokens = self.token_ids[rows]
+        config = replace(self.config, vocab_size=len(rows))
+        base = self._borrowed[0][rows] if self._borrowed else None
+        cut = DraftHeads(
+            config, base if base is not None else self.weight.new_zeros(len(rows), config.hidden_size), tokens
+        )
+        cut.weight.copy_(self.weight)
+        cut.bias.copy_(self.bias)
+        for own, whole in ((cut.lm_head, self.lm_head), (cut.up, self.up)):
+            if own is not None and whole is not None:
+                own.copy_(whole[:, rows])
+        if cut.down is not None and self.down is not None:
+            cut.down.copy_(self.down)
+        return cut.to(self.weight.device).requires_grad_(False)
 
     def lm_head_of(self, head: int) -> Tensor:
         """The whole LM head [V, H] of one head, counted from 0, whichever way it is kept."""

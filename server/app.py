@@ -128,6 +128,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         tree_nodes=settings.tree_nodes,
         tree=settings.tree,
         prompt_lookup=settings.prompt_lookup,
+        draft_vocabulary=settings.draft_vocabulary,
         recycling=settings.recycling,
         prefix_cache=settings.prefix_cache,
         num_threads=settings.threads,

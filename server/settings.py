@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     prompt_lookup: bool = Field(
         True, description="also draft what followed earlier in the text; off, trees are left to the others"
     )
+    draft_vocabulary: int | None = Field(
+        None, ge=1, description="tokens that heads may propose, the most frequent ones; left out: all"
+    )
     recycling: bool = Field(
         True, description="also draft what the model last found likeliest behind each token; needs no heads"
     )

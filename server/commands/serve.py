@@ -43,6 +43,7 @@ def serve(
     tree_nodes: Annotated[Text, _setting("tree_nodes")] = None,
     tree: Annotated[Text, _setting("tree")] = None,
     prompt_lookup: Annotated[bool | None, _setting("prompt_lookup")] = None,
+    draft_vocabulary: Annotated[Text, _setting("draft_vocabulary")] = None,
     recycling: Annotated[bool | None, _setting("recycling")] = None,
     prefix_cache: Annotated[Text, _setting("prefix_cache")] = None,
     compile: Annotated[bool | None, _setting("compile")] = None,

@@ -85,6 +85,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     tree_nodes: int | None
     tree: Literal["dynamic", "static"]
     prompt_lookup: bool
+    draft_vocabulary: int | None
     recycling: bool
     prefix_cache: int | None
     num_threads: int | None

@@ -77,6 +77,7 @@ class _CoreEngine:
             tree_nodes=load.tree_nodes,
             tree=load.tree,
             prompt_lookup=load.prompt_lookup,
+            draft_vocabulary=load.draft_vocabulary,
             recycling=load.recycling,
             prefix_cache=load.prefix_cache,
             num_threads=load.num_threads,

@@ -134,3 +134,15 @@ def test_the_worker_leaves_a_core_to_the_server_unless_it_is_told_how_many_threa
 
     assert chosen is not None and 1 <= chosen <= max(1, (os.cpu_count() or 1) - 1)
     assert told == 2
+
+
+def test_heads_may_be_held_to_the_most_frequent_tokens_and_the_end(tmp_path: Path) -> None:
+    folder = calibrated_folder(tmp_path)
+    whole = Engine.load(EngineConfig(model=str(folder)))
+
+    cut = Engine.load(EngineConfig(model=str(folder), draft_vocabulary=1, prompt_lookup=False, recycling=False))
+    found = list(cut.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=30, ignore_eos=True)))
+
+    drafted = max(sum(delta.step.drafted.values()) for delta in found if delta.step is not None)
+    assert [token for delta in found for token in delta.tokens] == run(whole, PROMPT, max_tokens=30, ignore_eos=True)
+    assert drafted < 15, "three heads with two tokens each have no more paths"

@@ -170,3 +170,23 @@ def test_one_lm_head_of_their_own_serves_all_heads() -> None:
     assert torch.allclose(one(rows), (rows @ base().T).expand(3, -1, -1), atol=1e-5)
     if one.quantize_lm_heads():
         assert one(rows).shape == (3, 5, 40)
+
+
+@pytest.mark.parametrize("kind", ["shared", "own", "low rank", "truncated"])
+def test_heads_that_draft_fewer_tokens_say_the_same_of_those(kind: str) -> None:
+    whole = random_heads(base(), 3, shared=kind != "own")
+    if kind == "low rank":
+        whole = DraftHeads.from_base(base(), 3, lm_head_rank=4).requires_grad_(False)
+        assert whole.up is not None
+        whole.up.normal_(generator=torch.Generator().manual_seed(3))
+    if kind == "truncated":
+        whole = DraftHeads.from_base(base(), 3, token_ids=torch.arange(5, 35)).requires_grad_(False)
+    tokens, row = torch.tensor([7, 30, 11, 6]), torch.randn(16)
+
+    cut = whole.drafting_only(tokens)
+
+    every = torch.full((3, 40), torch.nan)
+    every[:, whole.as_tokens(torch.arange(whole.config.vocab_size))] = whole(row)
+    assert cut.config.vocab_size == 4
+    assert sorted(cut.as_tokens(torch.arange(4)).tolist()) == [6, 7, 11, 30]
+    assert torch.allclose(cut(row), every[:, cut.as_tokens(torch.arange(4))], atol=1e-5)

@@ -41,7 +41,7 @@ GENERATE = Generate(
 @pytest.mark.parametrize(
     "message",
     [
-        Load("demo", None, "cpu", "auto", None, None, "dynamic", True, True, None, None, True, "none", True, "auto", "info"),
+        Load("demo", None, "cpu", "auto", None, None, "dynamic", True, None, True, None, None, True, "none", True, "auto", "info"),
         GENERATE,
         Cancel(2**40),
         Shutdown(),
