@@ -71,9 +71,24 @@ def test_every_family_answers_the_same_when_replayed(family: str, temperature: f
 def test_typical_acceptance_is_replayed_too() -> None:
     backbone = FloatBackbone()
     speculation = SpeculationParams(acceptance="typical")
-    eager, replayed, _ = both(backbone, drafters_for(backbone, 8), 12, SamplingParams(1.0), speculation=speculation)
+    asked = backbone, drafters_for(backbone, 8), 12, SamplingParams(1.0)
+    eager, replayed, launcher = both(*asked, speculation=speculation)
 
     assert replayed == eager
+    assert launcher.log.count("capture") == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_whoever_drafts_nothing_makes_the_host_wait(temperature: float, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = FloatBackbone()
+    heads = random_heads(backbone.lm_head.float())
+    source = DrafterSource(heads, torch.ones(3), 16, 6, True, CPU, backbone.vocab_size)
+    prediction = Asked(SpeculationParams("tree", 12), (3, 1, 4, 1, 5), len(PROMPT), False)
+    eager, replayed, launcher = both(backbone, [source.get(prediction)], 12, SamplingParams(temperature))
+
+    assert tokens_of(replayed) == tokens_of(eager)
+    assert launcher.log.count("capture") == 1
+    assert caplog.text == ""
 
 
 def test_a_static_tree_and_a_root_alone_are_replayed_too() -> None:
