@@ -22,7 +22,17 @@ from medusa_core.evaluation.prompts import Prompt, default_prompts, fitting, of_
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
-__all__ = ["COPY_HEAVY", "HELD_OUT", "HELD_OUT_SAMPLED", "PromptSet", "finish", "parser_of", "run", "started"]
+__all__ = [
+    "COPY_HEAVY",
+    "HELD_OUT",
+    "HELD_OUT_SAMPLED",
+    "PromptSet",
+    "finish",
+    "parser_of",
+    "run",
+    "started",
+    "stop_tokens",
+]
 
 
 # Before any of our own processes is there.
@@ -64,10 +74,18 @@ def started(options: argparse.Namespace) -> Model:
     if options.others_busy is not None and options.others_busy > QUIET:
         print(f"others use {options.others_busy:.1f} cores of this machine; take these figures again when it is quiet")
     options.work.mkdir(parents=True, exist_ok=True)
-    folder = Path(model_location(options.model))
-    stops = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
-    stop_tokens = frozenset([stops] if isinstance(stops, int) else stops)
-    return Model(options.model, options.heads, options.nodes, TextCodec.load(options.model), stop_tokens)
+    stops = stop_tokens(Path(model_location(options.model)))
+    return Model(options.model, options.heads, options.nodes, TextCodec.load(options.model), stops)
+
+
+def stop_tokens(folder: Path) -> frozenset[int]:
+    """The tokens that end an answer, as the checkpoint's files name them."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            told = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found.update([told] if isinstance(told, int) else told if told is not None else [])
+    return frozenset(found)
 
 
 def run(
