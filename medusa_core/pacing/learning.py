@@ -18,8 +18,9 @@ LIMIT, LIMIT_TOKENS = 0.03, 100
 # While nothing pays, probing starts after so many steps at least, and so seldom that what it may lose, its first step
 # and half of another, is this share of the time.
 _INTERVAL, _SHARE, _LOST_STEPS = 48, 0.02, 1.5
-# While a tree pays, a larger one is tried after so many steps; that costs little, if anything.
-_LARGER_INTERVAL = 16
+# While a tree pays, the next larger one is tried after so many steps at least, and so seldom that what it costs more is
+# this share of the time.
+_LARGER_INTERVAL, _LARGER_SHARE = 16, 0.01
 # Weight of one step in the averages of a request, and in those of all requests.
 _RATE, _SLOW_RATE = 1 / 24, 1 / 256
 # Another size has to be so much faster before it is taken.
@@ -132,26 +133,27 @@ class LearningPace:
 
         Larger trees are seen in no other way, and nothing is while decoding plainly.
         """
-        larger = self._sizes[self._sizes.index(size) + 1 :]
+        above = self._sizes[self._sizes.index(size) + 1 :]
         if size > 1:
             self._probed = None
         if self._probed is not None:
             return self._promising()
-        if not larger:
+        if not above:
             self._since_probing = 0
             return size
+        larger = above[0] if size > 1 else self._promising()
         # a request that would begin plainly begins with trying: it may be unlike the ones before
-        is_due = size == 1 if self._since_probing is None else self._since_probing >= self._interval(size)
+        is_due = size == 1 if self._since_probing is None else self._since_probing >= self._interval(size, larger)
         self._since_probing = 1 if is_due or self._since_probing is None else self._since_probing + 1
         if not is_due:
             return size
-        if size > 1:
-            return larger[0]
-        self._probed = 0.0
-        return self._promising()
+        if size == 1:
+            self._probed = 0.0
+        return larger
 
-    def _interval(self, size: int) -> float:
-        """Steps from one probing to the next while this size is the fastest."""
+    def _interval(self, size: int, larger: int) -> float:
+        """Steps from one probing of a larger size to the next while this one is the fastest."""
+        dearer = (self._seconds[larger] - self._seconds[size]) / self._seconds[size]
         if size > 1:
-            return _LARGER_INTERVAL
-        return max(_INTERVAL, _LOST_STEPS * self._extra(self._promising()) / (_SHARE * self._seconds[1]))
+            return max(_LARGER_INTERVAL, dearer / _LARGER_SHARE)
+        return max(_INTERVAL, _LOST_STEPS * dearer / _SHARE)
