@@ -9,15 +9,24 @@
 #include <string.h>
 
 #define LANES 8
-#define AHEAD 1024       /* floats: two pages, which the processor does not prefetch across by itself */
-#define BLOCK_BYTES 32768 /* of weights that stay close while all rows pass over them */
+#define LINE 64     /* bytes that come from memory at once */
+#define AHEAD 4096  /* bytes: the page behind, which the processor does not look into by itself */
+#define BLOCK 32768 /* bytes of weights that stay close while all rows pass over them */
 #define UNROLL _Pragma("GCC unroll 8")
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t switches __attribute__((vector_size(4 * LANES)));
 typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
 
-static inline lanes load(const float *from) { return *(const anywhere *)from; }
+/* The upper half of a float32. A weight that was stored as such gives the same products, and takes half the reading. */
+typedef uint16_t bfloat16;
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+static inline lanes load_float(const float *from) { return *(const anywhere *)from; }
+static inline lanes load_bfloat16(const bfloat16 *from) {
+    return (lanes)(__builtin_convertvector(*(const halves *)from, words) << 16);
+}
 static inline void store(float *to, lanes value) { *(anywhere *)to = value; }
 
 #define PAIR(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -32,19 +41,19 @@ static inline lanes sums(const lanes *a) {
 }
 
 /* OUTS outputs of ROWS rows, eight sums in all. */
-#define TILE(OUTS, ROWS)                                                                                               \
-    static inline void tile_##OUTS##_##ROWS(const float *rows, const float *weight, const float *added, long stride,   \
-                                            float *result, long in, long out) {                                        \
+#define TILE(NAME, WEIGHT, OUTS, ROWS)                                                                                 \
+    static inline void NAME##_##OUTS##_##ROWS(const float *rows, const WEIGHT *weight, const float *added,             \
+                                              long stride, float *result, long in, long out) {                         \
         lanes sum[8];                                                                                                  \
         memset(sum, 0, sizeof sum);                                                                                    \
         for (long k = 0; k < in; k += LANES) {                                                                         \
             lanes part[OUTS];                                                                                          \
             UNROLL for (int o = 0; o < OUTS; o++) {                                                                    \
-                part[o] = load(weight + o * in + k);                                                                   \
-                if (k % (2 * LANES) == 0) __builtin_prefetch(weight + o * in + k + AHEAD);                             \
+                part[o] = load_##WEIGHT(weight + o * in + k);                                                          \
+                if (k * sizeof(WEIGHT) % LINE == 0) __builtin_prefetch(weight + o * in + k + AHEAD / sizeof(WEIGHT));  \
             }                                                                                                          \
             UNROLL for (int n = 0; n < ROWS; n++) {                                                                    \
-                lanes row = load(rows + n * in + k);                                                                   \
+                lanes row = load_float(rows + n * in + k);                                                             \
                 UNROLL for (int o = 0; o < OUTS; o++) sum[o * ROWS + n] += part[o] * row;                              \
             }                                                                                                          \
         }                                                                                                              \
@@ -52,44 +61,47 @@ static inline lanes sums(const lanes *a) {
         UNROLL for (int n = 0; n < ROWS; n++) UNROLL for (int o = 0; o < OUTS; o++)                                    \
             result[n * out + o] = added ? added[n * stride + o] + total[o * ROWS + n] : total[o * ROWS + n];           \
     }
-TILE(1, 8)
-TILE(2, 4)
-TILE(4, 2)
-TILE(8, 1)
 
 /* Outputs first .. last - 1 of as many rows as make whole tiles; the last tile is moved back where it would hang over. */
-#define PASS(OUTS, ROWS)                                                                                               \
+#define PASS(NAME, OUTS, ROWS)                                                                                         \
     for (; row + ROWS <= num_rows; row += ROWS)                                                                        \
         for (long o = first; o < last; o += OUTS) {                                                                    \
             long place = o + OUTS <= out ? o : out - OUTS;                                                             \
-            tile_##OUTS##_##ROWS(rows + row * in, weight + place * in, added ? added + row * stride + place : 0,       \
-                                 stride, result + row * out + place, in, out);                                         \
+            NAME##_##OUTS##_##ROWS(rows + row * in, weight + place * in, added ? added + row * stride + place : 0,     \
+                                   stride, result + row * out + place, in, out);                                       \
         }
 
 /* result [rows, out] = rows [rows, in] times weight [out, in], plus what is added at that stride between rows, or
  * nothing; `in` a multiple of 8, `out` at least 8. */
-void product(const float *rows, const float *weight, const float *added, float *result, long num_rows, long in,
-             long out, long stride) {
-    long block = BLOCK_BYTES / 4 / in / 8 * 8;
-    block = block < 8 ? 8 : block;
-    for (long first = 0; first < out; first += block) {
-        long last = first + block < out ? first + block : out, row = 0;
-        PASS(1, 8)
-        PASS(2, 4)
-        PASS(4, 2)
-        PASS(8, 1)
+#define PRODUCT(NAME, WEIGHT)                                                                                          \
+    TILE(NAME, WEIGHT, 1, 8)                                                                                           \
+    TILE(NAME, WEIGHT, 2, 4)                                                                                           \
+    TILE(NAME, WEIGHT, 4, 2)                                                                                           \
+    TILE(NAME, WEIGHT, 8, 1)                                                                                           \
+    void NAME(const float *rows, const WEIGHT *weight, const float *added, float *result, long num_rows, long in,      \
+              long out, long stride) {                                                                                 \
+        long block = BLOCK / (long)sizeof(WEIGHT) / in / 8 * 8;                                                        \
+        block = block < 8 ? 8 : block;                                                                                 \
+        for (long first = 0; first < out; first += block) {                                                            \
+            long last = first + block < out ? first + block : out, row = 0;                                            \
+            PASS(NAME, 1, 8)                                                                                           \
+            PASS(NAME, 2, 4)                                                                                           \
+            PASS(NAME, 4, 2)                                                                                           \
+            PASS(NAME, 8, 1)                                                                                           \
+        }                                                                                                              \
     }
-}
+PRODUCT(product, float)
+PRODUCT(product_bfloat16, bfloat16)
 
 /* result [rows, width] = rows scaled to unit mean square, times weight [width]; `width` a multiple of 8. */
 void rms_norm(const float *rows, const float *weight, float *result, long num_rows, long width, float eps) {
     for (long n = 0; n < num_rows; n++, rows += width, result += width) {
         lanes squares = {0};
-        for (long k = 0; k < width; k += LANES) squares += load(rows + k) * load(rows + k);
+        for (long k = 0; k < width; k += LANES) squares += load_float(rows + k) * load_float(rows + k);
         float total = 0;
         for (int i = 0; i < LANES; i++) total += squares[i];
         float scale = 1.0f / sqrtf(total / width + eps);
-        for (long k = 0; k < width; k += LANES) store(result + k, load(rows + k) * scale * load(weight + k));
+        for (long k = 0; k < width; k += LANES) store(result + k, load_float(rows + k) * scale * load_float(weight + k));
     }
 }
 
@@ -134,10 +146,10 @@ void turn(float *heads, const float *restrict factors, long num_rows, long turne
 
 /* Scores [width] become e^(score - largest). */
 static void exponentials(float *scores, long width) {
-    lanes high = load(scores);
+    lanes high = load_float(scores);
     long whole = width / LANES * LANES;
     for (long k = LANES; k < whole; k += LANES) {
-        lanes next = load(scores + k);
+        lanes next = load_float(scores + k);
         switches higher = next > high;
         high = (lanes)((higher & (switches)next) | (~higher & (switches)high));
     }
@@ -159,7 +171,7 @@ static void exponentials(float *scores, long width) {
             total[0] += one[s];                                                                                        \
             total[1] += two[s];                                                                                        \
             UNROLL for (int part = 0; part < PARTS; part++) {                                                          \
-                lanes value = load(values + s * dim + part * LANES);                                                   \
+                lanes value = load_float(values + s * dim + part * LANES);                                                   \
                 sum[0][part] += one[s] * value;                                                                        \
                 sum[1][part] += two[s] * value;                                                                        \
             }                                                                                                          \

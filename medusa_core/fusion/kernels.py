@@ -1,27 +1,32 @@
 """The few operations a fused pass is made of, as torch computes them on every device and in every dtype."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AttentionFunction", "Kernels", "TorchKernels"]
+__all__ = ["AttentionFunction", "Kernels", "Multiply", "TorchKernels"]
 
 # Queries [1, Hq, N, D], keys and values [1, Hkv, S, D], a mask [1, 1, g * N, S] and the scaling, to [1, N, Hq, D].
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
+class Multiply(Protocol):
+    """The product with one weight."""
+
+    def __call__(self, rows: Tensor, added: Tensor | None) -> Tensor:
+        """Rows [N, in] by the weight [out, in], plus what is added, [N, out] or [out]: [N, out]."""
+        ...
+
+
 class Kernels(Protocol):
     """What a fused pass asks for; rows are matrices whose last dimension is contiguous."""
 
-    def suited(self, weight: Tensor) -> "Kernels":
-        """Those whose products with a weight [out, in] are fastest here: these, or simpler ones."""
-        ...
-
-    def product(self, rows: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
-        """Rows [N, in] by weight [out, in], plus what is added, [N, out] or [out]: [N, out]."""
+    def multiply_by(self, weight: Tensor) -> Multiply:
+        """The fastest product with a weight [out, in]."""
         ...
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -52,19 +57,24 @@ class Kernels(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _TorchMultiply:
+    weight: Tensor
+    columns: Tensor
+
+    def __call__(self, rows: Tensor, added: Tensor | None) -> Tensor:
+        return F.linear(rows, self.weight) if added is None else torch.addmm(added, rows, self.columns)
+
+
 class TorchKernels:
     """See Kernels."""
 
     def __init__(self, attention: AttentionFunction) -> None:
         self._attention = attention
 
-    def suited(self, weight: Tensor) -> Kernels:
-        """See Kernels: for every weight [out, in] the same."""
-        return self
-
-    def product(self, rows: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
-        """See Kernels: [N, in], [out, in] and [N, out] or [out] to [N, out]."""
-        return F.linear(rows, weight) if added is None else torch.addmm(added, rows, weight.t())
+    def multiply_by(self, weight: Tensor) -> Multiply:
+        """See Kernels: weight [out, in]."""
+        return _TorchMultiply(weight, weight.t())
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Kernels: [N, H] to [N, H]."""

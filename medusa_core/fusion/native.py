@@ -4,18 +4,20 @@ Nothing of it stays on disk. Where there is no compiler, or it knows too little,
 """
 
 import ctypes
+import math
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from medusa_core.fusion.kernels import AttentionFunction, Kernels, TorchKernels
+from medusa_core.fusion.kernels import AttentionFunction, Kernels, Multiply, TorchKernels
 
 __all__ = ["NativeKernels", "build", "choose_kernels"]
 
@@ -24,13 +26,13 @@ _LANES = 8
 # Passes of more rows, as prefill has them, are better served by libraries that rearrange the weights first.
 _MOST_ROWS = 32
 _BUILD_TIMEOUT_S = 60.0
-# So that chance does not choose: two kernels' results differ in their last bits.
 _CLEARLY = 0.95
 _TRIAL_ROWS, _TRIALS = (1, 8), 4
 _CACHES, _MOST_COPIES = 2**25, 200
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
     "product": [_POINTER] * 4 + [_LONG] * 4,
+    "product_bfloat16": [_POINTER] * 4 + [_LONG] * 4,
     "rms_norm": [_POINTER] * 3 + [_LONG] * 2 + [_FLOAT],
     "gate_silu": [_POINTER] * 2 + [_LONG] * 2,
     "turn": [_POINTER] * 2 + [_LONG] * 5,
@@ -51,30 +53,32 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL, others: Kernels) -> None:
         """The functions of kernels.c in a loaded library, and who does what those do not."""
         self._library, self._others = library, others
-        self._suited: dict[tuple[int, ...], Kernels] = {}
+        self._choices: dict[tuple[int | bool, ...], int] = {}
 
-    def suited(self, weight: Tensor) -> Kernels:
-        """See Kernels: weight [out, in] is tried once for each shape and number of torch's threads."""
-        shape = (*weight.shape, torch.get_num_threads())
-        if shape not in self._suited:
-            # more than caches hold, so that each product finds its weight in memory, as in a step
-            copies = [weight.clone() for _ in range(min(_MOST_COPIES, 1 + _CACHES // weight.nbytes))]
-            is_faster = _seconds(self, copies) < _CLEARLY * _seconds(self._others, copies)
-            self._suited[shape] = self if is_faster else self._others
-        return self._suited[shape]
+    def multiply_by(self, weight: Tensor) -> Multiply:
+        """See Kernels: for each shape [out, in] of a weight the fastest of three ways, tried with torch's threads.
 
-    def product(self, rows: Tensor, weight: Tensor, added: Tensor | None) -> Tensor:
-        """See Kernels: [N, in], [out, in] and [N, out] or [out] to [N, out]."""
-        (num_rows, width), out = rows.shape, weight.shape[0]
-        if num_rows > _MOST_ROWS or width % _LANES or out < _LANES:
-            return self._others.product(rows, weight, added)
-        rows, result = rows.contiguous(), rows.new_empty(num_rows, out)
-        stride = 0 if added is None or added.dim() == 1 else out
-        place = added.data_ptr() if added is not None else None
-        self._library.product(
-            rows.data_ptr(), weight.data_ptr(), place, result.data_ptr(), num_rows, width, out, stride
-        )
-        return result
+        What is stored as bfloat16 though computed in float32 may be read as that: the results are the same to the bit.
+        """
+        ways: list[Callable[[Tensor], Multiply]] = [self._others.multiply_by]
+        is_exact = torch.equal(weight, weight.bfloat16().float())
+        if weight.shape[1] % _LANES == 0 and weight.shape[0] >= _LANES:
+            ways.append(self.multiply_by_float)
+            if is_exact:
+                ways.append(self.multiply_by_bfloat16)
+        key = (*weight.shape, is_exact, torch.get_num_threads())
+        if key not in self._choices:
+            self._choices[key] = _fastest(ways, weight)
+        return ways[self._choices[key]](weight)
+
+    def multiply_by_float(self, weight: Tensor) -> Multiply:
+        """The product with a weight [out, in] as it is."""
+        return _NativeMultiply(self._library.product, weight, self._others.multiply_by(weight))
+
+    def multiply_by_bfloat16(self, weight: Tensor) -> Multiply:
+        """The product with a bfloat16 copy of a weight [out, in]."""
+        others = self._others.multiply_by(weight)
+        return _NativeMultiply(self._library.product_bfloat16, weight.bfloat16().contiguous(), others)
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Kernels: [N, H] to [N, H]."""
@@ -116,19 +120,51 @@ class NativeKernels:
         return result
 
 
+@dataclass(frozen=True)
+class _NativeMultiply:
+    """A function of kernels.c, the weight [out, in] it reads, and the product of more rows."""
+
+    function: Callable[..., None]
+    weight: Tensor
+    others: Multiply
+
+    def __call__(self, rows: Tensor, added: Tensor | None) -> Tensor:
+        (num_rows, width), out = rows.shape, self.weight.shape[0]
+        if num_rows > _MOST_ROWS:
+            return self.others(rows, added)
+        rows, result = rows.contiguous(), rows.new_empty(num_rows, out)
+        stride = 0 if added is None or added.dim() == 1 else out
+        place = added.data_ptr() if added is not None else None
+        self.function(rows.data_ptr(), self.weight.data_ptr(), place, result.data_ptr(), num_rows, width, out, stride)
+        return result
+
+
 @torch.inference_mode()
-def _seconds(kernels: Kernels, copies: Sequence[Tensor]) -> float:
-    """Time of products of each size with equal weights [out, in] one after another: the shortest of a few."""
-    total = 0.0
-    for num_rows in _TRIAL_ROWS:
-        rows, taken = torch.ones(num_rows, copies[0].shape[1]), []
-        for _ in range(_TRIALS):
-            started = time.perf_counter()
-            for weight in copies:
-                kernels.product(rows, weight, None)
-            taken.append(time.perf_counter() - started)
-        total += min(taken)
-    return total
+def _fastest(ways: Sequence[Callable[[Tensor], Multiply]], weight: Tensor) -> int:
+    """Which way multiplies by weights like this one [out, in] in the least time.
+
+    More of them than caches hold, so that each product finds its weight in memory, as in a step. An earlier way is kept
+    unless a later one is clearly faster: results differ in their last bits, and chance should not choose.
+    """
+    copies = [weight.clone() for _ in range(min(_MOST_COPIES, 1 + _CACHES // weight.nbytes))]
+    best, least = 0, math.inf
+    for index, way in enumerate(ways):
+        products = [way(copy) for copy in copies]
+        taken = sum(_seconds(products, torch.ones(rows, weight.shape[1])) for rows in _TRIAL_ROWS)
+        if taken < _CLEARLY * least:
+            best, least = index, taken
+    return best
+
+
+def _seconds(products: Sequence[Multiply], rows: Tensor) -> float:
+    """Time of products with rows [N, in], one after the other: the shortest of a few."""
+    taken = []
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        for product in products:
+            product(rows, None)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from medusa_core.fusion.kernels import Kernels
+from medusa_core.fusion.kernels import Kernels, Multiply
 
 __all__ = ["DenseProduct", "ModuleProduct", "Product", "join"]
 
@@ -24,18 +24,18 @@ class Product(Protocol):
 
 
 class DenseProduct:
-    """A product with ordinary weights [out, in] and a bias [out] or None."""
+    """A product with ordinary weights and a bias [out] or None."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
-        self._weight, self._bias, self._kernels = weight, bias, kernels
+    def __init__(self, multiply: Multiply, bias: Tensor | None) -> None:
+        self._multiply, self._bias = multiply, bias
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See Product: [N, in] to [N, out]."""
-        return self._kernels.product(rows, self._weight, self._bias)
+        return self._multiply(rows, self._bias)
 
     def add_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """See Product: [N, out] and [N, in] to [N, out]."""
-        added = self._kernels.product(rows, self._weight, residual)
+        added = self._multiply(rows, residual)
         return added if self._bias is None else added.add_(self._bias)
 
 
@@ -68,9 +68,7 @@ def join(modules: Sequence[nn.Module], kernels: Kernels) -> Product:
         return ModuleProduct(modules)
     has_bias = linears[0].bias is not None
     weight = _share([linear.weight for linear in linears])
-    return DenseProduct(
-        weight, _share([linear.bias for linear in linears]) if has_bias else None, kernels.suited(weight)
-    )
+    return DenseProduct(kernels.multiply_by(weight), _share([linear.bias for linear in linears]) if has_bias else None)
 
 
 def _share(parameters: Sequence[Tensor]) -> Tensor:

@@ -10,9 +10,8 @@ GENERATOR = torch.Generator().manual_seed(0)
 def test_products_add_what_they_are_given() -> None:
     rows, weight = torch.randn(3, 8, generator=GENERATOR), torch.randn(5, 8, generator=GENERATOR)
     for added in (torch.randn(3, 5, generator=GENERATOR), torch.randn(5, generator=GENERATOR)):
-        assert torch.allclose(TORCH.product(rows, weight, added), rows @ weight.T + added, atol=1e-6)
-    assert torch.allclose(TORCH.product(rows, weight, None), rows @ weight.T, atol=1e-6)
-    assert TORCH.suited(weight) is TORCH
+        assert torch.allclose(TORCH.multiply_by(weight)(rows, added), rows @ weight.T + added, atol=1e-6)
+    assert torch.allclose(TORCH.multiply_by(weight)(rows, None), rows @ weight.T, atol=1e-6)
 
 
 def test_norms_equal_those_of_modelling_code() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medusa_core.backbone import Forward, TransformersBackbone, tree_mask
+from medusa_core.fusion.kernels import Multiply
 from medusa_core.fusion.model import FusedModel
 from medusa_core.fusion.native import NativeKernels, build
 from medusa_core.kv_cache import KVCache
@@ -143,8 +144,8 @@ def test_compiled_a_node_of_a_tree_is_bitwise_what_its_path_gives_token_by_token
         pytest.skip("no C compiler here can build the kernels")
 
     class Always(NativeKernels):
-        def suited(self, weight: torch.Tensor) -> NativeKernels:
-            return self
+        def multiply_by(self, weight: torch.Tensor) -> Multiply:
+            return self.multiply_by_float(weight)
 
     model: Any = tiny_model(family, vocab_size=64)
     fused = FusedModel(model, ["full_attention"], 128, Always(library, TORCH))

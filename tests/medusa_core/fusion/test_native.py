@@ -28,25 +28,36 @@ def random(*shape: int) -> torch.Tensor:
 def test_products_equal_torchs(native: NativeKernels, num_rows: int, width: int, out: int) -> None:
     rows, weight = random(num_rows, width), random(out, width)
     for added in (None, random(num_rows, out), random(out)):
-        expected = TORCH.product(rows, weight, added)
+        expected = TORCH.multiply_by(weight)(rows, added)
 
-        assert torch.allclose(native.product(rows, weight, added), expected, atol=1e-5 * width**0.5)
+        assert torch.allclose(native.multiply_by_float(weight)(rows, added), expected, atol=1e-5 * width**0.5)
+
+
+def test_a_weight_that_is_stored_in_bfloat16_gives_the_same_bits_read_as_that(native: NativeKernels) -> None:
+    weight = random(61, 64).bfloat16().float()
+    for num_rows in (1, 6, 15):
+        rows = random(num_rows, 64)
+
+        found = native.multiply_by_bfloat16(weight)(rows, None)
+
+        assert torch.equal(found, native.multiply_by_float(weight)(rows, None))
 
 
 def test_a_row_among_others_is_bitwise_what_it_is_alone(native: NativeKernels) -> None:
     rows, weight, added = random(15, 64), random(61, 64), random(15, 61)
-    together = native.product(rows, weight, added)
+    multiply = native.multiply_by_float(weight)
+    together = multiply(rows, added)
 
     for row in range(15):
         one = slice(row, row + 1)
-        assert torch.equal(native.product(rows[one], weight, added[one]), together[one])
+        assert torch.equal(multiply(rows[one], added[one]), together[one])
 
 
 def test_shapes_that_the_kernels_do_not_know_are_left_to_torch(native: NativeKernels) -> None:
     for width, out in ((12, 16), (16, 5)):
         rows, weight = random(4, width), random(out, width)
 
-        assert torch.equal(native.product(rows, weight, None), TORCH.product(rows, weight, None))
+        assert torch.equal(native.multiply_by(weight)(rows, None), TORCH.multiply_by(weight)(rows, None))
     rows, weight = random(4, 12), random(12)
     assert torch.equal(native.rms_norm(rows, weight, 1e-6), TORCH.rms_norm(rows, weight, 1e-6))
 
@@ -54,7 +65,18 @@ def test_shapes_that_the_kernels_do_not_know_are_left_to_torch(native: NativeKer
 def test_rows_need_not_be_contiguous(native: NativeKernels) -> None:
     wide, weight = random(4, 32), random(16, 16)
 
-    assert torch.allclose(native.product(wide[:, 16:], weight, None), wide[:, 16:] @ weight.T, atol=1e-4)
+    found = native.multiply_by_float(weight)(wide[:, 16:], None)
+
+    assert torch.allclose(found, wide[:, 16:] @ weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_the_way_that_is_chosen_for_a_weight_multiplies_by_it(native: NativeKernels, is_exact: bool) -> None:
+    for _ in range(2):  # the second of a shape is not tried again
+        rows, weight = random(8, 64), random(64, 64)
+        weight = weight.bfloat16().float() if is_exact else weight
+
+        assert torch.allclose(native.multiply_by(weight)(rows, None), rows @ weight.T, atol=1e-4)
 
 
 def test_norms_equal_torchs(native: NativeKernels) -> None:
@@ -97,13 +119,6 @@ def test_attention_equals_torchs(
 
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.equal(other, buffer)
-
-
-def test_the_kernels_of_a_weight_are_chosen_once_for_its_shape(native: NativeKernels) -> None:
-    chosen = native.suited(random(64, 64))
-
-    assert native.suited(random(64, 64)) is chosen
-    assert isinstance(chosen, NativeKernels | TorchKernels)
 
 
 def test_compiled_kernels_are_for_float32_on_a_cpu_only() -> None:
