@@ -7,6 +7,7 @@ Parts, each within its share of the time (what does not fit is named):
              is neither forward pass nor heads (the kernel tail) nor the device's (the host gap)
   context    steps by context, with the attention kernel that ran
   heads      steps by what the heads draft with
+  compiled   steps whose forward pass was compiled by inductor before it was recorded
   attention  one layer's attention by context, by the kernels there are, and by a way without buckets
   demo       the shipped model end to end: recorded equals ordinary in float32, and where answers part in bfloat16
 

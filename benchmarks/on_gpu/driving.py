@@ -13,7 +13,7 @@ import torch
 from benchmarks.on_gpu.timing import attention_kernels
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
-from medusa_core.backbone import TransformersBackbone
+from medusa_core.backbone import Backbone
 from medusa_core.config import SpeculationParams
 from medusa_core.drafters import Asked, Drafter, DrafterSource, DraftState
 from medusa_core.heads import DraftHeads
@@ -50,7 +50,7 @@ class _Always:
 class Bench:
     """A model with its heads and a cache full of noise."""
 
-    backbone: TransformersBackbone
+    backbone: Backbone
     heads: DraftHeads | None
     cache: KVCache
     drafters: DrafterSource
@@ -58,7 +58,7 @@ class Bench:
 
     @classmethod
     @torch.inference_mode()
-    def around(cls, backbone: TransformersBackbone, heads: DraftHeads | None, most_nodes: int, rows: int) -> "Bench":
+    def around(cls, backbone: Backbone, heads: DraftHeads | None, most_nodes: int, rows: int) -> "Bench":
         """Trees of heads, lookup and recycling, as the engine makes them, of up to so many nodes."""
         device = backbone.device
         num_heads = heads.config.num_heads if heads is not None else 0
@@ -78,7 +78,7 @@ class Bench:
         device = self.backbone.device
         generator = torch.Generator().manual_seed(1)
         history = torch.randint(0, self.backbone.vocab_size, (self.cache.rows,), generator=generator).to(device)
-        hidden = torch.randn(self.backbone.hidden_size, generator=generator).to(device, self.backbone.dtype)
+        hidden = torch.randn(self.backbone.hidden_size, generator=generator).to(self.cache.buffer)
         sampler = Sampler.of_request(sampling, device)
         return DraftState(
             root=history[context].clone(),

@@ -1,6 +1,7 @@
 """The parts of the GPU benchmark: each measures one thing on every model shape, prints a table and returns figures."""
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from benchmarks.on_gpu.attention import attention_ms, make_case
 from benchmarks.on_gpu.demo import demo_part
 from benchmarks.on_gpu.driving import GREEDY, Bench, launcher_for
-from benchmarks.on_gpu.models import Shape, bytes_per_step, make_backbone, make_heads
+from benchmarks.on_gpu.models import CompiledBackbone, Shape, bytes_per_step, make_backbone, make_heads
 from benchmarks.on_gpu.timing import Budget, device_ms
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
 from medusa_core.decoding import accept_and_commit, verify
+from medusa_core.errors import EngineError
 from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner
 from medusa_core.runners.cuda_graph import coarse_bucket
 from medusa_core.runners.recording import Recording
@@ -26,13 +28,14 @@ __all__ = ["PARTS", "SHARES", "Setting"]
 
 # Share of the whole time that each part may take.
 SHARES = {
-    "bandwidth": 0.04,
-    "plain": 0.15,
-    "nodes": 0.3,
-    "context": 0.17,
-    "heads": 0.15,
+    "bandwidth": 0.03,
+    "plain": 0.12,
+    "nodes": 0.28,
+    "context": 0.15,
+    "heads": 0.13,
+    "compiled": 0.12,
     "attention": 0.04,
-    "demo": 0.15,
+    "demo": 0.13,
 }
 # Tokens per step by nodes with the Medusa authors' head accuracies for Vicuna-7B, independence assumed.
 PUBLISHED_TOKENS_PER_STEP = {1: 1.0, 16: 2.22, 32: 2.41, 48: 2.51, 64: 2.58, 96: 2.67, 128: 2.74}
@@ -229,6 +232,29 @@ def heads_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]
     return found
 
 
+def compiled_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
+    """Steps whose pass is compiled before it is recorded; compiling takes long, so of the last shape alone."""
+    context, found = setting.contexts[0], {}
+    if shape is not setting.shapes[-1]:
+        return {}
+    largest = 64 if 64 in setting.nodes else max(setting.nodes)
+    rows = coarse_bucket(context + ROOM + largest)
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    heads = make_heads(backbone, "shared", NUM_HEADS)
+    bench = Bench.around(CompiledBackbone(backbone), heads, largest, rows)
+    for nodes in (1, largest):
+        if budget.has_room(f"{shape.name} compiled, {nodes} nodes"):
+            started = time.monotonic()
+            try:
+                step_ms = bench.step_ms(setting.graphs, nodes, context, setting.steps)
+            except (EngineError, RuntimeError) as error:  # what a compiler does not know is its own to tell
+                found[nodes] = {"does_not_run": str(error).strip().splitlines()[0][:200]}
+                continue
+            found[nodes] = {"step_ms": step_ms, "seconds": time.monotonic() - started}
+    show(f"{shape.name}, compiled", found)
+    return found
+
+
 def attention_part(setting: Setting, shape: Shape, budget: Budget) -> dict[str, Any]:
     """One layer's attention behind longer and longer contexts, by each kernel there is."""
     result: dict[str, Any] = {}
@@ -285,6 +311,7 @@ PARTS: dict[str, Callable[[Setting, Budget], dict[str, Any]]] = {
     "nodes": by_shape(nodes_part),
     "context": by_shape(context_part),
     "heads": by_shape(heads_part),
+    "compiled": by_shape(compiled_part),
     "attention": by_shape(attention_part),
     "demo": lambda setting, budget: demo_part(setting.device, setting.steps, budget),
 }

@@ -22,6 +22,7 @@ def test_every_part_runs_tiny_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> No
     assert {"1", "4"} == found["nodes"]["tiny"].keys()
     assert "projected_speed_up" in found["nodes"]["tiny"]["1"]
     assert found["context"]["tiny"]["attention_kernels"]
+    assert found["compiled"]["tiny"]["4"]["step_ms"] > 0.0
     assert found["demo"]["float32 eager plain against float32 eager tree"] == []
 
 
