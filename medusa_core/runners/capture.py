@@ -88,6 +88,8 @@ class CudaLauncher:
             # the outer context brings the current stream back even where the recording cannot be ended
             with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:
                 work()
+        except torch.OutOfMemoryError:
+            raise  # whoever keeps memory may give some back
         except RuntimeError as error:
             raise EngineError(
                 f"a step cannot be recorded as a CUDA graph ({error}); start with runner eager"
