@@ -57,7 +57,10 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
         heads = f"{info.num_heads} draft heads" + (f" from {info.heads}" if info.heads is not None else "")
         heads += ", their adapter merged into the model" if info.adapter is not None else ""
     else:
-        heads = "none found: only forms and predictions are drafted; `medusa train` makes some"
+        others = (
+            "text is looked up and recycled instead" if info.tree_sizes else "only forms and predictions are drafted"
+        )
+        heads = f"none found: {others}; `medusa train` makes some"
     question = "What does textwrap.dedent do?" if settings.model == "demo" else "Hello!"
     chat = {"messages": [{"role": "user", "content": question}]}
     completion = {"prompt": question, "max_tokens": 64}
