@@ -151,7 +151,8 @@ def _crosses(func: Any, args: Any, named: Any) -> bool:
     """Whether values go from the host to a device or back; a single number beside a tensor is part of the operation."""
     aten = torch.ops.aten
     if func.overloadpacket is aten.lift_fresh:  # a tensor made of values of the host; one number may stay there
-        return args[0].device.type != "cpu" or args[0].dim() > 0
+        made: Tensor = args[0]
+        return made.device.type != "cpu" or made.dim() > 0
     if func.overloadpacket not in (aten._to_copy, aten.copy_):
         return False
     devices = {value.device.type for value in args if isinstance(value, Tensor)}
