@@ -72,7 +72,9 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     if heads is not None:
         if config.draft_vocabulary is not None:
             heads = heads.drafting_only(_drafted(config.draft_vocabulary, backbone, generation.eos_token_id))
-        heads.choose_lm_head_kernel()
+        heads.choose_lm_head_kernel(backbone.kernels.multiply_by_int8)
+        if config.fuse:
+            heads.join_blocks(backbone.kernels.multiply_by)
     if calibration is None and stored is not None:
         calibration = _find_calibration(stored.parent)
     temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
-from medusa_core.fusion import Pass, Trial, choose_kernels, fuse
+from medusa_core.fusion import Kernels, Pass, TorchKernels, Trial, choose_kernels, fuse
 from medusa_core.kv_cache import KVCache
 from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
@@ -168,6 +168,7 @@ class TransformersBackbone:
         self._layout = self._key_value_layout()
         self._group = config.num_attention_heads // self._layout.num_kv_heads
         self._compute: Pass = self._own_pass
+        self.kernels: Kernels = TorchKernels(self._attention)
         self._positions = self.max_positions
         self._check()
 
@@ -201,8 +202,8 @@ class TransformersBackbone:
         """
         positions = min(max_context, self.max_positions)
         trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
-        kernels = choose_kernels(self.device, self.dtype, self._attention, compiled)
-        self._compute = fuse(self.model, self._windows.keys(), positions, kernels, trial)
+        self.kernels = choose_kernels(self.device, self.dtype, self._attention, compiled)
+        self._compute = fuse(self.model, self._windows.keys(), positions, self.kernels, trial)
         self._positions = positions if self.is_fused else self.max_positions
 
     @property

@@ -5,7 +5,8 @@ norm) at position t and predicts token t + k + 1; the base LM head itself predic
 """
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,6 +17,11 @@ from medusa_core.config import HeadsConfig
 from medusa_core.errors import HeadsMismatch
 
 __all__ = ["DraftHeads"]
+
+# A product with one weight [out, in]: rows [R, in] and what is added to each, [out], give [R, out].
+Multiply = Callable[[Tensor, Tensor], Tensor]
+# From a weight [V, H] int8 and scales [V] to a product that maps rows [R, H] to [R, V], or None.
+MultiplyByInt8 = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor] | None]
 
 
 class DraftHeads(nn.Module):
@@ -57,6 +63,7 @@ class DraftHeads(nn.Module):
         # In a tuple the borrowed weight is neither a parameter of the heads nor moved or saved with them.
         self._borrowed = (lm_head.detach(),) if lm_head is not None and config.shared_lm_head else ()
         self._int8: _Int8LmHeads | None = None
+        self._blocks: Multiply | None = None
         self.lm_head: nn.Parameter | None = None
         if not config.shared_lm_head:
             start = lm_head.detach() if lm_head is not None else torch.zeros(config.vocab_size, hidden)
@@ -142,29 +149,46 @@ class DraftHeads(nn.Module):
 
         Returns [K, ..., H].
         """
-        rows = hidden.reshape(1, -1, hidden.shape[-1]).expand(self.config.num_heads, -1, -1)  # [K, R, H]
-        for weight, bias in zip(self.weight, self.bias, strict=True):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        rows, first = flat.expand(self.config.num_heads, -1, -1), 0  # [K, R, H]
+        if self._blocks is not None:
+            grown = F.silu(self._blocks(flat, self.bias[0].flatten())).reshape(len(flat), *self.bias[0].shape)
+            rows, first = rows + grown.transpose(0, 1), 1
+        for weight, bias in zip(self.weight[first:], self.bias[first:], strict=True):
             rows = rows + F.silu(torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2)))
         return rows.reshape(self.config.num_heads, *hidden.shape)
 
-    def quantize_lm_heads(self) -> bool:
+    def join_blocks(self, multiply_by: Callable[[Tensor], Multiply]) -> None:
+        """Compute the first blocks of all heads, which see the same rows, as one product with a weight [K * H, H].
+
+        multiply_by: makes the product with a weight: rows [R, H] and what is added to them in, [R, K * H] out.
+        """
+        self._blocks = multiply_by(self.weight[0].detach().flatten(0, 1))
+
+    def quantize_lm_heads(self, multiply_by: MultiplyByInt8 | None = None) -> bool:
         """Draft with int8 copies of the LM heads from here on; False, and no change, where torch has no such kernel.
 
         Only for a CPU, where reading the LM heads dominates drafting. Heads propose and cannot change the output, so
         what rounding does to them costs acceptance at most.
+
+        multiply_by: makes the product with a weight [V, H] int8 and scales [V]; without one, or where it makes none,
+                     torch's is taken.
         """
         weights = self.lm_head if self.lm_head is not None else self._base_lm_head()[None]
         if weights.device.type != "cpu" or not hasattr(torch, "_weight_int8pack_mm"):
             return False
-        self._int8 = _Int8LmHeads(weights.detach())
+        self._int8 = _Int8LmHeads(weights.detach(), multiply_by)
         return True
 
     @torch.inference_mode()
-    def choose_lm_head_kernel(self) -> None:
-        """Keep int8 copies of the LM heads only where they draft faster on this processor, measured on one row."""
+    def choose_lm_head_kernel(self, multiply_by: MultiplyByInt8 | None = None) -> None:
+        """Keep int8 copies of the LM heads only where they draft faster on this processor, measured on one row.
+
+        multiply_by: see quantize_lm_heads.
+        """
         row = self.weight.new_zeros(self.config.hidden_size)
         as_loaded = _seconds(self, row)
-        if self.quantize_lm_heads() and _seconds(self, row) > as_loaded:
+        if self.quantize_lm_heads(multiply_by) and _seconds(self, row) > as_loaded:
             self._int8 = None
 
     def project(self, states: Tensor) -> Tensor:
@@ -215,24 +239,35 @@ def _seconds(heads: DraftHeads, row: Tensor) -> float:
 
 
 class _Int8LmHeads:
-    """LM heads with int8 weights and one scale per output row.
+    """LM heads with int8 weights and one scale per output row."""
+
+    def __init__(self, weights: Tensor, multiply_by: MultiplyByInt8 | None) -> None:
+        """Weights [G, V, H]: one for each head, or a single one for all."""
+        scales = weights.abs().amax(dim=2).clamp(min=torch.finfo(weights.dtype).tiny) / 127  # [G, V]
+        # in place: on large vocabularies one copy in the compute dtype is gigabytes
+        rounded = (weights / scales[..., None]).round_().to(torch.int8)
+        self._products: list[Callable[[Tensor], Tensor]] = []
+        for weight, scale in zip(rounded, scales, strict=True):
+            made = multiply_by(weight, scale) if multiply_by is not None else None
+            self._products.append(made if made is not None else _TorchInt8(weight, scale.bfloat16()))
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Map states [K, R, H] to logits [K, R, V] float32."""
+        groups = states.reshape(len(self._products), -1, states.shape[-1])
+        logits = [product(group) for product, group in zip(self._products, groups, strict=True)]
+        return torch.stack(logits).float().reshape(*states.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class _TorchInt8:
+    """torch's product with int8 weights [V, H] and scales [V].
 
     The hidden states stay bfloat16: int8 ones overflow on processors without int8 dot products, which add pairs of
     products in 16 bits.
     """
 
-    def __init__(self, weights: Tensor) -> None:
-        """Weights [G, V, H]: one for each head, or a single one for all."""
-        scales = weights.abs().amax(dim=2).clamp(min=torch.finfo(weights.dtype).tiny) / 127  # [G, V]
-        # in place: on large vocabularies one copy in the compute dtype is gigabytes
-        self._weights = (weights / scales[..., None]).round_().to(torch.int8)
-        self._scales = scales.bfloat16()
+    weight: Tensor
+    scales: Tensor
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """Map states [K, R, H] to logits [K, R, V] float32."""
-        groups = states.bfloat16().reshape(len(self._weights), -1, states.shape[-1])
-        products = [
-            torch._weight_int8pack_mm(group, weight, scale)
-            for group, weight, scale in zip(groups, self._weights, self._scales, strict=True)
-        ]
-        return torch.stack(products).float().reshape(*states.shape[:-1], -1)
+    def __call__(self, rows: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scales)

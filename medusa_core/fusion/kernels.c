@@ -93,6 +93,21 @@ static inline lanes sums(const lanes *a) {
 PRODUCT(product, float)
 PRODUCT(product_bfloat16, bfloat16)
 
+/* result [out] = row [in] times weight [out, in] with a scale for each output. The row is rounded to 12 bits, kept in
+ * steps [in], so that sums of up to 8192 products fit into 32 bits. */
+void product_int8(const float *row, const int8_t *weight, const float *scales, int16_t *steps, float *result, long in,
+                  long out) {
+    float largest = 1e-30f;
+    for (long k = 0; k < in; k++) largest = fabsf(row[k]) > largest ? fabsf(row[k]) : largest;
+    for (long k = 0; k < in; k++) steps[k] = (int16_t)lrintf(row[k] * (2047.0f / largest));
+    for (long o = 0; o < out; o++, weight += in) {
+        int32_t sum = 0;
+        for (long k = 0; k < in; k += LINE) __builtin_prefetch(weight + k + AHEAD);
+        for (long k = 0; k < in; k++) sum += (int32_t)weight[k] * (int32_t)steps[k];
+        result[o] = (float)sum * scales[o] * (largest / 2047.0f);
+    }
+}
+
 /* result [rows, width] = rows scaled to unit mean square, times weight [width]; `width` a multiple of 8. */
 void rms_norm(const float *rows, const float *weight, float *result, long num_rows, long width, float eps) {
     for (long n = 0; n < num_rows; n++, rows += width, result += width) {

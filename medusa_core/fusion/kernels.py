@@ -29,6 +29,10 @@ class Kernels(Protocol):
         """The fastest product with a weight [out, in]."""
         ...
 
+    def multiply_by_int8(self, weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Rows [N, in] by a weight [out, in] int8 with scales [out], roughly: [N, out]; None has no such product."""
+        ...
+
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Rows [N, H] scaled to unit mean square, times weight [H]: [N, H]."""
         ...
@@ -75,6 +79,10 @@ class TorchKernels:
     def multiply_by(self, weight: Tensor) -> Multiply:
         """See Kernels: weight [out, in]."""
         return _TorchMultiply(weight, weight.t())
+
+    def multiply_by_int8(self, weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """See Kernels: weight [out, in] and scales [out]; the heads know torch's own way."""
+        return None
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Kernels: [N, H] to [N, H]."""

@@ -25,6 +25,8 @@ _OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-s
 _LANES = 8
 # Passes of more rows, as prefill has them, are better served by libraries that rearrange the weights first.
 _MOST_ROWS = 32
+# Sums of more of them could leave 32 bits.
+_MOST_INT8_PRODUCTS = 8192
 _BUILD_TIMEOUT_S = 60.0
 _CLEARLY = 0.95
 _TRIAL_ROWS, _TRIALS = (1, 8), 4
@@ -33,6 +35,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
     "product": [_POINTER] * 4 + [_LONG] * 4,
     "product_bfloat16": [_POINTER] * 4 + [_LONG] * 4,
+    "product_int8": [_POINTER] * 5 + [_LONG] * 2,
     "rms_norm": [_POINTER] * 3 + [_LONG] * 2 + [_FLOAT],
     "gate_silu": [_POINTER] * 2 + [_LONG] * 2,
     "turn": [_POINTER] * 2 + [_LONG] * 5,
@@ -79,6 +82,12 @@ class NativeKernels:
         """The product with a bfloat16 copy of a weight [out, in]."""
         others = self._others.multiply_by(weight)
         return _NativeMultiply(self._library.product_bfloat16, weight.bfloat16().contiguous(), others)
+
+    def multiply_by_int8(self, weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """See Kernels: weight [out, in] and scales [out]."""
+        if weight.shape[1] > _MOST_INT8_PRODUCTS:
+            return None
+        return _NativeInt8(self._library.product_int8, weight.contiguous(), scales.float().contiguous())
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Kernels: [N, H] to [N, H]."""
@@ -136,6 +145,22 @@ class _NativeMultiply:
         stride = 0 if added is None or added.dim() == 1 else out
         place = added.data_ptr() if added is not None else None
         self.function(rows.data_ptr(), self.weight.data_ptr(), place, result.data_ptr(), num_rows, width, out, stride)
+        return result
+
+
+@dataclass(frozen=True)
+class _NativeInt8:
+    function: Callable[..., None]
+    weight: Tensor
+    scales: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        out, width = self.weight.shape
+        rows = rows.float().contiguous()
+        result, steps = rows.new_empty(len(rows), out), torch.empty(width, dtype=torch.int16)
+        weight, scales = self.weight.data_ptr(), self.scales.data_ptr()
+        for row, outputs in zip(rows, result, strict=True):
+            self.function(row.data_ptr(), weight, scales, steps.data_ptr(), outputs.data_ptr(), width, out)
         return result
 
 

@@ -190,3 +190,28 @@ def test_heads_that_draft_fewer_tokens_say_the_same_of_those(kind: str) -> None:
     assert cut.config.vocab_size == 4
     assert sorted(cut.as_tokens(torch.arange(4)).tolist()) == [6, 7, 11, 30]
     assert torch.allclose(cut(row), every[:, cut.as_tokens(torch.arange(4))], atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_first_blocks_that_are_joined_say_the_same(layers: int) -> None:
+    heads = DraftHeads.from_base(base(), 3, layers)
+    with torch.no_grad():
+        for parameter in (heads.weight, heads.bias):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)) / 4)
+    rows = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2))
+    expected, alone = heads.residual(rows), heads.residual(rows[0, 0])
+
+    heads.join_blocks(lambda weight: lambda rows, added: rows @ weight.T + added)
+
+    assert torch.allclose(heads.residual(rows), expected, atol=1e-5)
+    assert torch.allclose(heads.residual(rows[0, 0]), alone, atol=1e-5)
+
+
+def test_int8_products_may_come_from_elsewhere() -> None:
+    heads = random_heads(base(200, 64), 3, shared=False)
+    row = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    exact = heads(row)
+
+    assert heads.quantize_lm_heads(lambda weight, scales: lambda rows: rows @ (weight * scales[:, None]).T)
+
+    assert float((heads(row) - exact).abs().max()) < 0.03 * float(exact.abs().max())

@@ -79,6 +79,16 @@ def test_the_way_that_is_chosen_for_a_weight_multiplies_by_it(native: NativeKern
         assert torch.allclose(native.multiply_by(weight)(rows, None), rows @ weight.T, atol=1e-4)
 
 
+def test_int8_weights_are_multiplied_more_exactly_than_they_are_rounded(native: NativeKernels) -> None:
+    rows, weight, scales = random(2, 100), torch.randint(-127, 128, (70, 100), generator=GENERATOR), random(70).abs()
+    expected = rows @ (weight * scales[:, None]).T
+
+    multiply = native.multiply_by_int8(weight.to(torch.int8), scales)
+
+    assert multiply is not None and native.multiply_by_int8(torch.zeros(1, 8200, dtype=torch.int8), scales) is None
+    assert float((multiply(rows) - expected).abs().max()) < 2e-3 * float(expected.abs().max())
+
+
 def test_norms_equal_torchs(native: NativeKernels) -> None:
     rows, weight = random(5, 64), random(64)
 
