@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 # Rows behind which steps are timed: of an ordinary conversation, and of a long document.
 _SHORT, _LONG = 256, 4096
 # Steps that one visit may take, with room to spare.
-_STEPS = 4
+_STEPS = 10
 
 
 def situations(info: EngineInfo) -> tuple[Situation, ...]:

@@ -10,7 +10,7 @@ from medusa_core.calibration import LatencyCurve, Place
 __all__ = ["Situation", "TimingPlan", "time_steps"]
 
 # Steps of a tree are assumed to take so many times the plain one, before any was timed.
-_LARGER = 1.8
+_LARGER = 2.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TimingPlan:
         few = (self.sizes[0], *self.sizes[2::2]) if len(self.sizes) > 2 else self.sizes
         fewest = tuple(dict.fromkeys((1, few[len(few) // 2], few[-1])))
         choices = [
+            (self.sizes, self.situations, 6),
             (self.sizes, self.situations, 2),
             (self.sizes, self.situations, 1),
             (few, self.situations, 1),
@@ -49,13 +50,19 @@ class TimingPlan:
             (fewest, self.situations[:1], 1),
         ]
         for sizes, situations, steps in choices:
-            if len(sizes) * len(situations) * (steps + 1) * _LARGER * plain_step_s <= self.limit(plain_step_s):
+            taken = len(sizes) * len(situations) * (steps + _untimed(steps)) * _LARGER * plain_step_s
+            if taken <= self.limit(plain_step_s):
                 return sizes, situations, steps
         return choices[-1]
 
     def limit(self, plain_step_s: float) -> float:
         """Seconds that timing may take."""
         return max(self.limit_s, self.steps * plain_step_s)
+
+
+def _untimed(steps: int) -> int:
+    """Steps of a visit that pay for what the one before left in the processor's caches, where so many are timed."""
+    return max(1, steps // 2)
 
 
 def time_steps(
@@ -75,8 +82,7 @@ def time_steps(
     started = round_started = clock()
     for _ in range(plan.rounds):
         for (size, situation), seconds in found.items():
-            # the first step of each visit pays for what the last visit left in the processor's caches
-            seconds += list(islice(visit(size, situation), steps + 1))[1:]
+            seconds += islice(visit(size, situation), _untimed(steps), _untimed(steps) + steps)
         now = clock()
         if now - started + (now - round_started) > plan.limit(plain_step_s):
             break
