@@ -1,9 +1,9 @@
 """What choosing the size of each step's tree brings: auto beside plain decoding and trees of fixed sizes.
 
 Workloads are the demo model's held-out prompts and long documents made of them, greedy and at a high temperature, where
-little is guessed. Everybody answers each prompt in turn, with a seed where tokens are drawn, so that all write the same.
-Decoding is timed by the time that its thread ran, which other programs disturb little. Prints a table and one JSON
-document as the last line.
+little is guessed. Everybody answers each prompt in turn, with a seed where tokens are drawn, so that the text is always
+the same. Decoding is timed by the time that its thread ran, which other programs disturb little. Prints a table and one
+JSON document as the last line.
 
 Usage: python benchmarks/sizes.py [--model demo] [--fixed 8 16] [--prompts 12] [--max-tokens 128] [--repeats 2]
 """
