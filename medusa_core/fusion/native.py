@@ -30,6 +30,8 @@ _MOST_INT8_PRODUCTS = 8192
 _BUILD_TIMEOUT_S = 60.0
 _CLEARLY = 0.95
 _TRIAL_ROWS, _TRIALS = (1, 8), 4
+# Bytes of bfloat16 copies: what a small model takes, and what a large one may.
+_MOST_COPIED = 2**30
 _CACHES, _MOST_COPIES = 2**25, 200
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
@@ -56,23 +58,27 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL, others: Kernels) -> None:
         """The functions of kernels.c in a loaded library, and who does what those do not."""
         self._library, self._others = library, others
+        self._copied = 0
         self._choices: dict[tuple[int | bool, ...], int] = {}
 
     def multiply_by(self, weight: Tensor) -> Multiply:
         """See Kernels: for each shape [out, in] of a weight the fastest of three ways, tried with torch's threads.
 
         What is stored as bfloat16 though computed in float32 may be read as that: the results are the same to the bit.
+        Of a large model as much as a GiB of such copies holds.
         """
         ways: list[Callable[[Tensor], Multiply]] = [self._others.multiply_by]
-        is_exact = torch.equal(weight, weight.bfloat16().float())
-        if weight.shape[1] % _LANES == 0 and weight.shape[0] >= _LANES:
+        if weight.dtype == torch.float32 and weight.shape[1] % _LANES == 0 and weight.shape[0] >= _LANES:
             ways.append(self.multiply_by_float)
-            if is_exact:
+            has_room = self._copied + weight.nbytes // 2 <= _MOST_COPIED
+            if has_room and torch.equal(weight, weight.bfloat16().float()):
                 ways.append(self.multiply_by_bfloat16)
-        key = (*weight.shape, is_exact, torch.get_num_threads())
+        key = (*weight.shape, len(ways), torch.get_num_threads())
         if key not in self._choices:
             self._choices[key] = _fastest(ways, weight)
-        return ways[self._choices[key]](weight)
+        chosen = ways[self._choices[key]]
+        self._copied += weight.nbytes // 2 if chosen == self.multiply_by_bfloat16 else 0
+        return chosen(weight)
 
     def multiply_by_float(self, weight: Tensor) -> Multiply:
         """The product with a weight [out, in] as it is."""
@@ -80,8 +86,8 @@ class NativeKernels:
 
     def multiply_by_bfloat16(self, weight: Tensor) -> Multiply:
         """The product with a bfloat16 copy of a weight [out, in]."""
-        others = self._others.multiply_by(weight)
-        return _NativeMultiply(self._library.product_bfloat16, weight.bfloat16().contiguous(), others)
+        others, copy = self._others.multiply_by(weight), weight.bfloat16().contiguous()
+        return _NativeMultiply(self._library.product_bfloat16, copy, others)
 
     def multiply_by_int8(self, weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Kernels: weight [out, in] and scales [out]."""

@@ -58,6 +58,8 @@ def test_shapes_that_the_kernels_do_not_know_are_left_to_torch(native: NativeKer
         rows, weight = random(4, width), random(out, width)
 
         assert torch.equal(native.multiply_by(weight)(rows, None), TORCH.multiply_by(weight)(rows, None))
+    rows, weight = random(4, 16).double(), random(16, 16).double()
+    assert torch.equal(native.multiply_by(weight)(rows, None), TORCH.multiply_by(weight)(rows, None))
     rows, weight = random(4, 12), random(12)
     assert torch.equal(native.rms_norm(rows, weight, 1e-6), TORCH.rms_norm(rows, weight, 1e-6))
 
