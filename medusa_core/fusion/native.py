@@ -73,6 +73,8 @@ class NativeKernels:
             has_room = self._copied + weight.nbytes // 2 <= _MOST_COPIED
             if has_room and torch.equal(weight, weight.bfloat16().float()):
                 ways.append(self.multiply_by_bfloat16)
+        if len(ways) == 1:
+            return self._others.multiply_by(weight)
         key = (*weight.shape, len(ways), torch.get_num_threads())
         if key not in self._choices:
             self._choices[key] = _fastest(ways, weight)
