@@ -5,9 +5,9 @@ static tree, trees of the heads alone, trees of all that drafts, the size that t
 without a server. Greedily on held-out and on copy-heavy prompts, and at temperature 1 with a seed. Answers must be
 those of plain decoding. Prints tables and one JSON document as the last line.
 
-Columns: `+http ms` is what a step takes longer at the client than by the worker's own clock; `overhead` a step by the
-plain step; `identity` tokens per step by overhead by speed-up, 1 where everything was measured; `of limit` compares a
-step with the time in which this machine's memory delivers what a plain step reads.
+Columns: `step ms` is a step by the worker's own clock; `+http ms` what it takes at the client beside what was computed
+for it; `overhead` a step by the plain step; `identity` tokens per step by overhead by speed-up, 1 where everything was
+measured; `of limit` compares a step with the time in which this machine's memory delivers what a plain step reads.
 
 Usage: python benchmarks/serve.py [--model demo] [--nodes 8] [--timed 6] [--repeats 3] [--out FILE]
 """

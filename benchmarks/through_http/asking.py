@@ -21,7 +21,17 @@ from medusa_core.evaluation.prompts import Prompt
 from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
-__all__ = ["EngineAlone", "GeneratePeer", "LlamaPeer", "MedusaPeer", "StreamPeer", "Streamed", "spelt", "step_seconds"]
+__all__ = [
+    "EngineAlone",
+    "GeneratePeer",
+    "LlamaPeer",
+    "MedusaPeer",
+    "StreamPeer",
+    "Streamed",
+    "WorkerClock",
+    "spelt",
+    "worker_clock",
+]
 
 LOCAL = "127.0.0.1"
 TIMEOUT_S = 600.0
@@ -34,7 +44,8 @@ class Streamed:
     num_tokens: of the answer, a stop token included.
     first_s:    from the request to its first text; last_s to the end.
     steps:      verifying passes behind the first token; None where the peer does not tell.
-    worker_s:   seconds of these steps by the worker's own clock; None likewise.
+    worker_s:   seconds of these steps by the worker's own clock, from one to the next; None likewise.
+    computed_s: what of that it computed, drafting to reading the result; None where nobody times the parts of a step.
     accepted:   drafted tokens that were accepted, bonus not included, by who drafted them.
     """
 
@@ -44,6 +55,7 @@ class Streamed:
     last_s: float
     steps: int | None = None
     worker_s: float | None = None
+    computed_s: float | None = None
     accepted: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -103,18 +115,20 @@ class MedusaPeer:
     def ask(self, prompt: Prompt, sampling: SamplingParams, max_tokens: int) -> Streamed:
         """See StreamPeer.ask."""
         self._forget(prompt)
-        before = self._step_seconds()
-        body = {
+        before = self._clock()
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(prompt.tokens),
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,
-            "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
             "speculation": dict(self.speculation),
         }
+        if sampling.temperature > 0.0:
+            body["seed"] = sampling.seed  # without one the server's choice of sizes learns from answer to answer
         arrivals, events = _stream(self.port, "/v1/completions", body)
+        after = self._clock()
         usage = events[-1]["usage"]
         if usage["prompt_tokens_details"]["cached_tokens"] > 0:
             raise EngineError("the server had rows of this prompt in its cache; start it with no prefix cache")
@@ -126,7 +140,8 @@ class MedusaPeer:
             first_s=arrivals[0],
             last_s=arrivals[-2],
             steps=speculation["steps"],
-            worker_s=self._step_seconds() - before,
+            worker_s=after.whole_s - before.whole_s,
+            computed_s=after.parts_s - before.parts_s if after.parts_s > 0.0 else None,
             accepted={source: counts["accepted"] for source, counts in speculation["by_source"].items()},
         )
 
@@ -136,24 +151,31 @@ class MedusaPeer:
         body = {"model": self.model, "prompt": [other], "max_tokens": 1, "stream": True}
         _stream(self.port, "/v1/completions", body)
 
-    def _step_seconds(self) -> float:
-        """Seconds of all steps so far by the worker's clock: their parts, where it times them, else whole steps."""
+    def _clock(self) -> "WorkerClock":
+        """What the worker's clock shows."""
         connection = HTTPConnection(LOCAL, self.port, timeout=TIMEOUT_S)
         try:
             connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
+            return worker_clock(connection.getresponse().read().decode())
         finally:
             connection.close()
-        return step_seconds(text)
 
 
-def step_seconds(metrics: str) -> float:
-    """Seconds that steps took so far, from what Prometheus would read."""
-    for name in ("medusa_step_seconds_sum", "medusa_decode_time_seconds_sum"):
-        found = [float(value) for value in re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", metrics, re.MULTILINE)]
-        if sum(found) > 0.0:
-            return sum(found)
-    return 0.0
+@dataclass(frozen=True)
+class WorkerClock:
+    """Seconds of all steps so far: whole, from one to the next, and of their parts where those are timed."""
+
+    whole_s: float
+    parts_s: float
+
+
+def worker_clock(metrics: str) -> WorkerClock:
+    """Seconds that steps took, from what Prometheus would read."""
+    whole, parts = (
+        sum(float(value) for value in re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", metrics, re.MULTILINE))
+        for name in ("medusa_decode_time_seconds_sum", "medusa_step_seconds_sum")
+    )
+    return WorkerClock(whole, parts)
 
 
 @dataclass(frozen=True)
@@ -230,5 +252,5 @@ class EngineAlone:
             last,
             len(answer.step_seconds),
             sum(answer.step_seconds),
-            Counter(answer.accepted),
+            accepted=Counter(answer.accepted),
         )

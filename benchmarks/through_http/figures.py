@@ -26,6 +26,7 @@ class Totals:
     decode_s: float
     steps: int | None
     worker_s: float | None
+    computed_s: float | None
 
     @property
     def tokens_per_step(self) -> float | None:
@@ -42,13 +43,19 @@ def totals(answers: Mapping[int, Sequence[Streamed]]) -> Totals:
     """Totals over the repeats of each prompt, by the prompt's number; answers without a step count for nothing."""
     stepping = [repeats for repeats in answers.values() if repeats[0].step_tokens > 0]
     steps = [repeats[0].steps for repeats in stepping]
-    worker = [[one.worker_s for one in repeats if one.worker_s is not None] for repeats in stepping]
     return Totals(
         tokens=sum(repeats[0].step_tokens for repeats in stepping),
         decode_s=sum(statistics.median(one.decode_s for one in repeats) for repeats in stepping),
         steps=sum(count for count in steps if count is not None) if None not in steps else None,
-        worker_s=sum(statistics.median(found) for found in worker) if all(worker) else None,
+        worker_s=_sum_of_medians([[one.worker_s for one in repeats] for repeats in stepping]),
+        computed_s=_sum_of_medians([[one.computed_s for one in repeats] for repeats in stepping]),
     )
+
+
+def _sum_of_medians(found: Sequence[Sequence[float | None]]) -> float | None:
+    """Of each prompt's repeats the median, added up; None where one of them was not told."""
+    told = [[value for value in repeats if value is not None] for repeats in found]
+    return sum(statistics.median(repeats) for repeats in told) if told and all(told) else None
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class StreamFigures:
     tokens_per_step:     emitted tokens by verifying passes, bonus included; None where the peer does not tell.
     acceptance_length:   accepted drafts of a step, bonus not included.
     step_ms:             a step by the worker's own clock; None, like all about steps, for a peer that does not tell.
-    http_ms:             how much longer a step takes seen from the client.
+    http_ms:             what a step takes at the client beside what the worker computed for it.
     overhead:            step by the plain step.
     over_plain:          speed by our own plain decoding's; over_generate: by transformers'.
     identity:            tokens per step by overhead, by the speed-up: 1 where all that costs time was measured.
@@ -178,10 +185,9 @@ def _speed_up(own: Totals, other: Totals | None) -> float | None:
 
 
 def _http_ms(own: Totals) -> float | None:
-    """What the way from the worker to the client adds to a step."""
-    if own.worker_s is None or not own.steps:
-        return None
-    return 1e3 * (own.decode_s - own.worker_s) / own.steps
+    """What a step takes at the client beside what was computed for it."""
+    computed_s = own.computed_s if own.computed_s is not None else own.worker_s
+    return 1e3 * (own.decode_s - computed_s) / own.steps if computed_s is not None and own.steps else None
 
 
 def parting(text: str, other: str) -> int | None:

@@ -6,9 +6,14 @@ from medusa_core.sampling import SamplingParams
 
 
 def streamed(
-    tokens: int = 11, decode_s: float = 1.0, steps: int | None = 5, worker_s: float | None = 0.8, text: str = "same"
+    tokens: int = 11,
+    decode_s: float = 1.0,
+    steps: int | None = 5,
+    worker_s: float | None = 0.8,
+    computed_s: float | None = None,
+    text: str = "same",
 ) -> Streamed:
-    return Streamed(text, tokens, 0.1, 0.1 + decode_s, steps, worker_s, {"heads": 3})
+    return Streamed(text, tokens, 0.1, 0.1 + decode_s, steps, worker_s, computed_s, {"heads": 3})
 
 
 class NotingPeer:

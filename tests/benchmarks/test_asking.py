@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.through_http.asking import EngineAlone, GeneratePeer, MedusaPeer, spelt, step_seconds
+from benchmarks.through_http.asking import EngineAlone, GeneratePeer, MedusaPeer, WorkerClock, spelt, worker_clock
 from benchmarks.through_http.generate_server import WAYS, GenerateServer
 from medusa_core.config import SpeculationParams
 from medusa_core.errors import EngineError
@@ -68,8 +68,8 @@ def test_our_server_tells_of_its_steps_and_how_long_they_took(folder: Path) -> N
 
     assert tree.text == plain.text
     assert (plain.num_tokens, plain.steps) == (12, 11)
-    assert plain.worker_s is not None
-    assert 0.0 < plain.worker_s < plain.last_s
+    assert plain.worker_s is not None and plain.computed_s is not None
+    assert 0.0 < plain.computed_s < plain.worker_s < plain.last_s
 
 
 def test_a_server_that_remembers_prompts_is_refused(folder: Path) -> None:
@@ -89,13 +89,13 @@ def test_the_engine_alone_is_timed_as_a_client_would(codec: TextCodec) -> None:
     assert 0.0 < answer.worker_s <= answer.decode_s < answer.last_s
 
 
-def test_seconds_of_steps_are_the_sum_of_their_parts_or_whole_where_no_part_is_timed() -> None:
+def test_the_workers_clock_shows_whole_steps_and_their_parts_where_those_are_timed() -> None:
     whole = 'medusa_decode_time_seconds_sum{model_name="m"} 3.5\n'
     parts = "".join(f'medusa_step_seconds_sum{{model_name="m",phase="{name}"}} 1.25\n' for name in ("draft", "verify"))
 
-    assert step_seconds(whole) == 3.5
-    assert step_seconds(whole + parts) == 2.5
-    assert step_seconds("") == 0.0
+    assert worker_clock(whole) == WorkerClock(3.5, 0.0)
+    assert worker_clock(whole + parts) == WorkerClock(3.5, 2.5)
+    assert worker_clock("") == WorkerClock(0.0, 0.0)
 
 
 def test_the_token_that_ends_an_answer_is_not_part_of_its_text(codec: TextCodec) -> None:

@@ -51,6 +51,15 @@ def test_time_that_no_step_accounts_for_shows_in_the_identity_and_as_http() -> N
     assert figures.identity == pytest.approx(1.2)
 
 
+def test_what_the_worker_does_not_compute_is_what_http_takes() -> None:
+    (figures,) = figures_of(
+        {PLAIN: {1: [streamed(steps=10, decode_s=2.0, worker_s=1.9, computed_s=1.8)]}}, PLAIN, LIMITS
+    )
+
+    assert figures.step_ms == pytest.approx(190.0)
+    assert figures.http_ms == pytest.approx(20.0)
+
+
 def test_speed_is_told_by_that_of_transformers() -> None:
     answers = {GENERATE: {1: [streamed(decode_s=3.0)]}, "other": {1: [streamed(decode_s=1.0)]}}
 
