@@ -33,7 +33,7 @@ def head_log_probs(heads: int, vocab: int, seed: int = 0, sharpness: float = 2.0
     return (sharpness * torch.randn(heads, vocab, generator=generator)).log_softmax(-1)
 
 
-def brute_force(log_probs: torch.Tensor, nodes: int, penalty: float = 1e-4) -> set[tuple[int, ...]]:
+def brute_force(log_probs: torch.Tensor, nodes: int, penalty: float = 2e-3) -> set[tuple[int, ...]]:
     """Token paths of the best nodes, by listing every path there is."""
     heads, vocab = log_probs.shape
     scored = [
@@ -81,6 +81,20 @@ def test_every_kept_node_keeps_its_parent_and_siblings_differ(
     assert len(set(paths)) == len(paths)
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 40), st.integers(2, 4), st.integers(0, 10_000), st.sampled_from([300.0, 1000.0, 3000.0]))
+def test_a_parent_stands_before_its_child_also_where_only_the_certain_and_the_absurd_are_left(
+    nodes: int, heads: int, seed: int, sharpness: float
+) -> None:
+    """Near temperature 0 a second guess has a log-probability in the thousands, where sums have few digits left."""
+    tree = BestNodes(nodes, heads, 50, {}, CPU).build(ROOT, head_log_probs(heads, 50, seed, sharpness), None, None)
+
+    used = tree.used.nonzero()[1:, 0]
+    assert bool((tree.parent[used] < used).all())
+    assert torch.equal(tree.depth[used], tree.depth[tree.parent[used]] + 1)
+    assert torch.equal(tree.ancestors[used].sum(1) - 1, tree.depth[used])
+
+
 def best_of_all(
     log_probs: torch.Tensor, trees: Sequence[dict[tuple[int, ...], float]], nodes: int
 ) -> dict[tuple[int, ...], float]:
@@ -94,7 +108,7 @@ def best_of_all(
     for tree in trees:
         for path, score in tree.items():
             scores[path] = max(score, scores.get(path, -math.inf))
-    return dict(sorted(scores.items(), key=lambda entry: -entry[1] + 1e-4 * len(entry[0]))[: nodes - 1])
+    return dict(sorted(scores.items(), key=lambda entry: -entry[1] + 2e-3 * len(entry[0]))[: nodes - 1])
 
 
 def random_shape(size: int, generator: torch.Generator) -> TreeTopology:
