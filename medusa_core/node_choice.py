@@ -99,38 +99,36 @@ class BestNodes:
         """
         self._token_ids = token_ids
         own = TreeTopology(tuple(candidate_paths(num_nodes, num_heads, vocab_size)))
-        self._levels = own.max_depth
         others = _joined(shapes.values())
-        num_paths, num_others = len(own.paths), len(others.depths)
-        self.num_nodes = min(num_nodes, num_paths + num_others + 1)
+        self._num_paths, num_candidates = len(own.paths), len(own.paths) + len(others.depths)
+        self.num_nodes = min(num_nodes, num_candidates + 1)
         self.max_depth = max(own.max_depth, others.max_depth) if self.num_nodes > 1 else 0
-        self._width = 1 + max((path[-1] for path in own.paths), default=0)
-        levels = max(self._levels, 1)
-        self._ranks = _tensor(
-            [[*path, *[0] * (levels - len(path))] for path in own.paths], device, levels
-        )  # [U, levels]
-        # Candidates are the U paths, then the E nodes of the proposals; in places the root counts as 0, so candidate c
-        # has place c + 1. Nodes of the proposals that are the same as an earlier candidate leave theirs empty.
-        self._depth = _tensor([*own.depths[1:], *others.depths], device)  # [U + E]
-        self._parent = _tensor(own.parents[1:], device)  # [U]
-        self._lineages = _tensor(_own_lineages(own, self.max_depth), device, self.max_depth + 1)  # [U + 1, D + 1]
-        self._on_path = torch.arange(levels, device=device) < self._depth[:num_paths, None]  # [U, levels]
-        # In the proposals' own counting the root is behind the last node, as is everything above it.
-        self._other_parents = _tensor(others.parents, device)  # [E]
-        self._other_lineages = _tensor(others.lineages, device, others.max_depth)  # [E, D']
-        self.proposed_depths = self._depth[num_paths:]  # [E]
-        self._other_steps = _tensor(others.steps(self.max_depth), device, self.max_depth + 1)  # [E, D + 1]
+        self._levels, self._width = own.max_depth, 1 + max((path[-1] for path in own.paths), default=0)
+        # Candidates are the U paths, then the E nodes of the proposals, then the root. Nodes of the proposals that are
+        # the same as an earlier candidate leave their own place empty.
+        depths = [*own.depths[1:], *others.depths]
+        self._depth = _tensor([*depths, 0], device)  # [U + E + 1]
+        self._penalty = torch.tensor(depths, dtype=torch.float32, device=device) * _DEPTH_PENALTY
+        self.proposed_depths = self._depth[self._num_paths : -1]  # [E]
+        # Of each path the cells of the flat [K, width] guesses on it, filled up with one behind them that counts 0.
+        beyond = self._levels * self._width
+        cells = [[depth * self._width + rank for depth, rank in enumerate(path)] for path in own.paths]
+        self._cells = _tensor([[*line, *[beyond] * (self._levels - len(line))] for line in cells], device, self._levels)
+        self._last_cell = _tensor([line[-1] for line in cells], device)  # [U]
+        # Of each proposed node those on the way to it, in the proposals' own counting, filled up the same way.
+        self._lines = _tensor(others.lineages, device, others.max_depth)  # [E, D']
+        # Of each candidate its parent, then its ancestors from the root down to itself, then itself again.
+        self._own_steps = _tensor(_own_steps(own, self.max_depth, num_candidates), device, self.max_depth + 2)
+        self._other_steps = _tensor(others.steps(self.max_depth), device, self.max_depth + 2)  # [E, D + 2]
         # Odd multipliers of full width: two paths of tokens have equal sums by accident only, and then share a node.
         generator = torch.Generator().manual_seed(0)
-        multipliers = torch.randint(1 << 62, (max(self.max_depth, 1),), generator=generator) * 2 + 1
-        self._multipliers = multipliers.to(device)
-        owners = [row for row, shape in enumerate(shapes.values()) for _ in shape.paths]
-        rows = _tensor(owners, device)
-        self._row_starts = rows * (num_paths + num_others)  # [E], where a source's row of scores begins
-        self._no_scores = torch.full((len(shapes) + 1, num_paths + num_others), IMPOSSIBLE, device=device)
-        self._no_kinds = torch.full_like(self._no_scores, GUESS, dtype=torch.long)
-        self._no_token, self._no_chance = _tensor([-1], device), torch.zeros(1, device=device)
-        self._root_index = torch.zeros(1, dtype=torch.long, device=device)
+        multipliers = (torch.randint(1 << 62, (max(self.max_depth, 1),), generator=generator) * 2 + 1).to(device)
+        self._own_multipliers = multipliers[: self._levels, None]
+        self._other_multipliers = multipliers[self.proposed_depths - 1]
+        self._no_sum, self._no_score = _tensor([0], device), torch.zeros(1, device=device)
+        self._unreached = torch.full((len(others.depths),), IMPOSSIBLE, device=device)
+        self._guesses = torch.full((num_candidates + 1,), GUESS, device=device)
+        self._root_index = _tensor([num_candidates], device)
         self._slots = torch.arange(self.num_nodes, device=device)
         self._eye = torch.eye(self.num_nodes, dtype=torch.bool, device=device)
 
@@ -146,76 +144,66 @@ class BestNodes:
         Candidates at or below IMPOSSIBLE stay in their slots, unused.
         """
         if self.num_nodes == 1:
-            index = self._root_index
+            index = self._slots
             return CandidateTree(root.reshape(1), index, index, self._eye, self._eye[0], index, 0, None)
-        value, token = log_probs[: max(self._levels, 1)].topk(self._width, dim=-1)  # [K, width]
+        value, token = log_probs[: self._levels].topk(self._width, dim=-1)  # [K, width]
         if self._token_ids is not None:
             # here, behind the selection, only what was selected has to be looked up
             token = self._token_ids[token]
-        value = value.clamp(min=IMPOSSIBLE)
-        score = torch.where(self._on_path, value.T.gather(0, self._ranks), 0.0).sum(1)  # [U]
-        path_tokens = token.T.gather(0, self._ranks)  # [U, levels]
-        tokens = path_tokens.gather(1, self._depth[: len(score), None] - 1)[:, 0]
-        parent, lineages, kind = self._parent, self._lineages, None
+        reached = torch.cat([value.flatten(), self._no_score])[self._cells].sum(1)  # [U]
+        tokens, steps, kinds = token.flatten()[self._last_cell], [self._own_steps], self._guesses
+        score = reached.clamp(min=IMPOSSIBLE)
         if proposed is not None and log_chances is not None:
-            reached = torch.cat([log_chances, self._no_chance])[self._other_lineages].sum(1).clamp(min=IMPOSSIBLE)
-            other_tokens = torch.cat([proposed.tokens, self._no_token])[self._other_lineages]
-            places = self._places(path_tokens, other_tokens)  # [E + 1]
-            at = self._row_starts + places[:-1] - 1
-            by_source = self._no_scores.clone()
-            by_source[-1, : len(score)] = score
-            by_source.view(-1).index_copy_(0, at, reached)
-            # of equal scores the first: heads may be certain only because a grammar leaves them no choice
-            score, who = by_source.max(dim=0)
-            kind = self._no_kinds.clone()
-            kind.view(-1).index_copy_(0, at, proposed.kinds)
-            kind = kind.gather(0, who[None])[0]
+            places = self._places(token, proposed.tokens)  # [E + 1]
+            own, at = score, places[:-1]
+            reached = torch.cat([log_chances, self._no_score])[self._lines].sum(1).clamp(min=IMPOSSIBLE)  # [E]
+            score = torch.cat([own, self._unreached]).scatter_reduce(0, at, reached, "amax")
+            # of equal scores the heads' counts last: they may be certain only because a grammar leaves them no choice
+            winners = torch.where(reached >= score[at], proposed.kinds, GUESS)
+            kinds = kinds.scatter_reduce(0, at, winners, "amax")
             tokens = torch.cat([tokens, proposed.tokens])
-            parent = torch.cat([parent, places[self._other_parents]])
-            lineages = torch.cat([lineages, places[self._other_steps]])
+            steps.append(places[self._other_steps])
         # parents come before their children: a child scores no higher, and is deeper
-        keep = (score - _DEPTH_PENALTY * self._depth).topk(self.num_nodes - 1).indices
-        kept = torch.cat([self._root_index, keep + 1])  # [N] places
-        slot = kept.new_zeros(self._depth.shape[0] + 1).index_copy_(0, kept, self._slots)
-        used = torch.cat([self._eye[0, :1], score[keep] > IMPOSSIBLE])
-        ancestors = torch.zeros_like(self._eye).scatter_(1, slot[lineages[kept]], True)
+        best = (score - self._penalty).topk(self.num_nodes - 1)
+        kept = torch.cat([self._root_index, best.indices])  # [N]
+        slot = torch.zeros_like(kinds).index_copy_(0, kept, self._slots)
+        lines = slot[torch.cat([*steps, self._root_index.expand(1, self.max_depth + 2)])[kept]]  # [N, D + 2]
+        used = torch.cat([self._eye[0, :1], best.values > IMPOSSIBLE])
+        ancestors = torch.zeros_like(self._eye).scatter_(1, lines, True)
         return CandidateTree(
-            tokens=torch.cat([root.reshape(1), tokens[keep]]),
-            parent=torch.cat([self._root_index, slot[parent[keep]]]),
-            depth=torch.cat([self._root_index, self._depth[keep]]),
+            tokens=torch.cat([tokens, root.reshape(1)])[kept],
+            parent=lines[:, 0],
+            depth=self._depth[kept],
             ancestors=ancestors & used[:, None] | self._eye,
             used=used,
-            kind=torch.cat([self._root_index, kind[keep]]) if kind is not None else torch.zeros_like(kept),
+            kind=kinds[kept],
             max_depth=self.max_depth,
             guesses=token[:, 0] if self._levels > 0 else None,
         )
 
-    def _places(self, path_tokens: Tensor, other_tokens: Tensor) -> Tensor:
+    def _places(self, token: Tensor, proposed: Tensor) -> Tensor:
         """The place of each proposed node, which is that of the first candidate with the same path, and the root's.
 
-        path_tokens:  [U, levels] int64, what the heads say along each path, then anything.
-        other_tokens: [E, D'] int64, what is proposed on the way to each node, and -1 for what there is not.
+        token:    [K, width] int64, the guesses of the heads.
+        proposed: [E] int64.
 
         Returns [E + 1] int64.
         """
         # paths are told apart by a sum of products that wraps round; 0 is added for what is not on them
-        multipliers = self._multipliers
-        own = ((path_tokens + 1) * self._on_path * multipliers[: path_tokens.shape[1]]).sum(1)
-        others = ((other_tokens + 1) * multipliers[: other_tokens.shape[1]]).sum(1)
+        own = torch.cat([((token + 1) * self._own_multipliers).flatten(), self._no_sum])[self._cells].sum(1)
+        others = torch.cat([(proposed + 1) * self._other_multipliers, self._no_sum])[self._lines].sum(1)
         is_same = others[:, None] == torch.cat([own, others])  # [E, U + E]; each is the same as itself, so one is found
-        return torch.cat([is_same.to(torch.uint8).argmax(dim=1) + 1, self._root_index])
+        return torch.cat([is_same.view(torch.uint8).argmax(dim=1), self._root_index])
 
 
 @dataclass(frozen=True)
 class _Joined:
     """Several trees under one root, nodes counted through and the root behind the last of them.
 
-    parents:  of each node.
     lineages: of each node, its ancestors from the root's child down to itself, filled up with the root to equal length.
     """
 
     depths: list[int]
-    parents: list[int]
     lineages: list[list[int]]
 
     @property
@@ -223,11 +211,12 @@ class _Joined:
         return max(self.depths, default=0)
 
     def steps(self, depth: int) -> list[list[int]]:
-        """Of each node, the root and its ancestors down to itself, filled up with itself to `depth` + 1 entries."""
+        """Of each node its parent, then the root and its ancestors down to itself, and itself up to `depth` + 2."""
         root = len(self.depths)
         found = []
         for node, (line, length) in enumerate(zip(self.lineages, self.depths, strict=True)):
-            found.append([root, *line[:length], *[node] * (depth - length)])
+            down = [root, *line[:length]]
+            found.append([down[-2], *down, *[node] * (depth - length)])
         return found
 
 
@@ -235,23 +224,24 @@ def _joined(shapes: Iterable[TreeTopology]) -> _Joined:
     shapes = tuple(shapes)
     root = sum(len(shape.paths) for shape in shapes)
     depth = max((shape.max_depth for shape in shapes), default=0)
-    joined, start = _Joined([], [], []), 0
+    joined, start = _Joined([], []), 0
     for shape in shapes:
         node = {path: start + index for index, path in enumerate(shape.paths)}
         node[()] = root
         for path in shape.paths:
             line = [node[path[: length + 1]] for length in range(len(path))]
             joined.depths.append(len(path))
-            joined.parents.append(node[path[:-1]])
             joined.lineages.append(line + [root] * (depth - len(line)))
         start += len(shape.paths)
     return joined
 
 
-def _own_lineages(topology: TreeTopology, depth: int) -> list[list[int]]:
-    """Of the root and each node, the nodes from the root down to itself, then itself again."""
-    place = {path: node for node, path in enumerate(((), *topology.paths))}
-    return [[place[path[:length]] for length in range(depth + 1)] for path in ((), *topology.paths)]
+def _own_steps(topology: TreeTopology, depth: int, root: int) -> list[list[int]]:
+    """Of each path its parent, then the nodes from the root down to itself, then itself again."""
+    place = {path: node for node, path in enumerate(topology.paths)}
+    place[()] = root
+    lines = [[place[path[:length]] for length in range(depth + 1)] for path in topology.paths]
+    return [[place[path[:-1]], *line] for path, line in zip(topology.paths, lines, strict=True)]
 
 
 def _tensor(values: Sequence[Any], device: torch.device, *shape: int) -> Tensor:

@@ -32,13 +32,13 @@ class PredictionBranch:
         self._text = self._tokens[:length]
         self._places = torch.arange(length, device=device)
         self._ahead = torch.arange(depth, device=device)
-        self._back = torch.arange(GRADES, device=device)
+        self._back = torch.arange(1 - GRADES, 1, device=device)
         self._first = first_position
 
     def propose(self, state: DraftState) -> Proposal:
         """See Proposer.propose; needs `state.history`."""
         assert state.history is not None, "the engine keeps the history of a sequence that is predicted"
-        recent = state.history[(state.past - self._back).clamp(min=0)]
+        recent = state.history[(state.past + self._back).clamp(min=0)]
         written = state.past + 1 - self._first  # tokens of the answer, root included
         matched = match_lengths(self._text, recent).minimum(written)  # the prompt is no part of the answer
         distance = (self._places + 1 - written).abs().clamp(max=self._text.shape[0])

@@ -19,9 +19,10 @@ class PromptLookup:
 
     def __init__(self, depth: int, device: torch.device) -> None:
         """`depth` is D, how many tokens to propose."""
-        self.shape, self._first_kind = TreeTopology.chain(depth), kind_of("lookup", 0)
+        self.shape = TreeTopology.chain(depth)
         self._ahead = torch.arange(depth, device=device)
-        self._back = torch.arange(GRADES, device=device)
+        self._kinds = kind_of("lookup", 0) + self._ahead - 1  # behind a match of no token
+        self._surest, self._nothing = kind_of("lookup", GRADES - 1), torch.tensor(NOTHING, device=device)
 
     def propose(self, state: DraftState) -> Proposal:
         """See Proposer.propose; needs `state.history`."""
@@ -36,22 +37,32 @@ class PromptLookup:
 
         A match so late that the text behind it runs out goes round in a circle, as repetition does.
         """
-        positions = torch.arange(history.shape[0], device=history.device)
-        recent = history[(past - self._back).clamp(min=0)]
-        matched = match_lengths(history, recent).masked_fill(positions >= past, 0)
-        best = (matched * history.shape[0] + torch.where(matched > 0, positions, 0)).argmax()
-        length = matched.index_select(0, best.reshape(1))  # [1]; an index of no dimension is read by the host
+        size = history.shape[0]
+        positions = torch.arange(size, device=history.device)
+        windows = _windows(history)
+        matched = _common_ends(windows, windows.index_select(0, past.reshape(1)))
+        # the longest, and of equals the latest; a score below `size` is of no match
+        scores = torch.add(positions, matched, alpha=size).masked_fill(positions >= past, 0)
+        score, best = scores.max(dim=0)
         tokens = history[best + 1 + self._ahead % (past - best)]
         # each accepted token makes the match one token longer
-        kinds = self._first_kind + (length - 1 + self._ahead).clamp(0, GRADES - 1)
-        return Proposal(tokens, torch.where(length > 0, kinds, NOTHING))
+        kinds = (self._kinds + score // size).clamp(max=self._surest)
+        return Proposal(tokens, torch.where(score >= size, kinds, self._nothing))
 
 
 def match_lengths(text: Tensor, recent: Tensor) -> Tensor:
-    """How many of the last tokens, `recent` [M] int64 with the latest first, stand at each place of `text` [S] int64.
+    """How many of the last tokens, `recent` [GRADES] int64 with the latest last, stand at each place of `text` [S] int64.
 
-    Returns [S] int64, 0 to M: length of the match that ends at that place.
+    Returns [S] int64, 0 to GRADES: length of the match that ends at that place.
     """
-    # the first tokens have nothing before them
-    windows = torch.nn.functional.pad(text, (recent.shape[0] - 1, 0), value=-1).unfold(0, recent.shape[0], 1)  # [S, M]
-    return (windows == recent.flip(0)).flip(1).to(torch.uint8).cumprod(1).sum(1)
+    return _common_ends(_windows(text), recent)
+
+
+def _windows(text: Tensor) -> Tensor:
+    """Each token of `text` [S] with those before it, itself last: [S, GRADES]; before the first there is -1."""
+    return torch.nn.functional.pad(text, (GRADES - 1, 0), value=-1).unfold(0, GRADES, 1)
+
+
+def _common_ends(windows: Tensor, recent: Tensor) -> Tensor:
+    """How many tokens, counted from the last, each window [S, GRADES] has in common with `recent` [GRADES]: [S]."""
+    return (windows == recent).flip(1).cumprod(1, dtype=torch.uint8).sum(1)
