@@ -127,8 +127,6 @@ def accept_and_commit(
 ) -> tuple[Acceptance, DraftState]:
     """Accept a path, move its rows to the front, and return what was emitted with the state of the next step.
 
-    Mutates the cache and `state.memory`, which learns from what was accepted.
-
     allowed: [N, V] bool, what a grammar allows at each node; None without one.
     """
     logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts, allowed)
@@ -141,9 +139,6 @@ def accept_and_commit(
         # what stands behind the new root is overwritten by the next step
         places = state.past + 1 + torch.arange(accepted.tokens.shape[0], device=history.device)
         history = history.index_copy(0, places, accepted.tokens)
-    if state.memory is not None:
-        state.memory.learn(verified.tree, accepted.path)
-        state.memory.keep_successors(verified.tree, verified.forward.logits)
     following = replace(
         state, root=accepted.bonus, hidden=hidden, past=state.past + accepted.count, counts=counts, history=history
     )

@@ -100,8 +100,6 @@ class Memory:
 
     def learn(self, tree: CandidateTree, path: Tensor) -> None:
         """Count a verified tree; `path` [P] int64 are its accepted nodes, filled up with the root."""
-        if tree.num_nodes == 1:
-            return
         is_drafted = tree.depth > 0
         was_accepted = torch.zeros_like(tree.used).index_fill(0, path, True)
         was_tried = tree.used & was_accepted[tree.parent] & is_drafted

@@ -81,6 +81,9 @@ class Oracle:
             parent = (*parent, place)
         return CandidateTree.from_topology(TreeTopology.from_paths(paths), torch.tensor(tokens))
 
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        pass
+
 
 class FixedDrafter:
     """One tree of given tokens at every step, under whatever root there is."""
@@ -91,6 +94,9 @@ class FixedDrafter:
 
     def draft(self, state: DraftState) -> CandidateTree:
         return CandidateTree.from_topology(self._topology, torch.tensor([int(state.root), *self._tokens]))
+
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        pass
 
 
 class Always:

@@ -168,6 +168,7 @@ def replay_ms(setting: Setting, bench: Bench, nodes: int, context: int) -> dict[
         drafted = drafter.draft(state)
         verified = verify(bench.backbone, bench.cache, drafted, state.past, rows)
         accepted, _ = accept_and_commit(bench.cache, adjustments, rule, verified, None, state)
+        drafter.learn(state, verified.tree, accepted.path, verified.forward.logits)
         return pack(accepted, drafted, None)
 
     heads = bench.heads

@@ -58,3 +58,11 @@ class Drafter(Protocol):
     def draft(self, state: DraftState) -> CandidateTree:
         """A tree of `num_nodes` slots under `state.root`, no node deeper than `max_depth`."""
         ...
+
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        """Keep in `state.memory` what the tree that was drafted for this state taught when it was verified.
+
+        path:   [P] int64, its accepted nodes, filled up with the root.
+        logits: [N, V], the model's at every node.
+        """
+        ...

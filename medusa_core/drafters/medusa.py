@@ -49,3 +49,6 @@ class MedusaDrafter:
     def draft(self, state: DraftState) -> CandidateTree:
         """See Drafter.draft."""
         return self._nodes.build(state.root, head_log_probs(self._heads, self._temperatures, state))
+
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        """See Drafter.learn; path [P], logits [N, V]. Nothing here changes with what is accepted."""

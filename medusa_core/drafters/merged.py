@@ -41,7 +41,7 @@ class MergedDrafter:
         """Temperatures [K] divide each head's logits; `proposers` are those `nodes` was made for, by source."""
         self.num_nodes, self.max_depth = nodes.num_nodes, nodes.max_depth
         self._heads, self._temperatures, self._nodes = heads, temperatures, nodes
-        self._proposers = tuple(proposers.values())
+        self._proposers, self._recycles = tuple(proposers.values()), "recycling" in proposers
         self._no_heads = torch.full((1, 1), IMPOSSIBLE, device=temperatures.device)
 
     @torch.inference_mode()
@@ -63,3 +63,11 @@ class MergedDrafter:
             positions = state.past + self._nodes.proposed_depths
             log_chances = known_noise(log_chances, state.sampler, positions, proposed.tokens)
         return self._nodes.build(state.root, log_probs, proposed, log_chances)
+
+    @torch.inference_mode()
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        """See Drafter.learn; path [P], logits [N, V]."""
+        if self._proposers and state.memory is not None:
+            state.memory.learn(tree, path)
+            if self._recycles:
+                state.memory.keep_successors(tree, logits)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.tree import CandidateTree, TreeTopology
@@ -23,3 +24,6 @@ class RootOnly:
     def draft(self, state: DraftState) -> CandidateTree:
         """The root alone."""
         return replace(self._tree, tokens=state.root.reshape(1))
+
+    def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
+        """See Drafter.learn; path [P], logits [N, V]. Nothing here changes with what is accepted."""

@@ -161,7 +161,7 @@ class GraphRunner:
 
             def accept() -> Row:
                 tree = replace(draft.outcome, used=checked.used)
-                return self._accept(Verified(tree, forward.outcome), checked.allowed, kind)
+                return self._accept(drafter, Verified(tree, forward.outcome), checked.allowed, kind)
 
             return _Split(draft, forward, Recording(self._launcher, accept, "accepting"))
 
@@ -170,12 +170,14 @@ class GraphRunner:
     def _step(self, drafter: Drafter, kind: _Kind, visible_rows: int) -> Row:
         """One whole step over held buffers."""
         tree = drafter.draft(kind.state)
-        return self._accept(verify(self._backbone, self._cache, tree, kind.state.past, visible_rows), None, kind)
+        verified = verify(self._backbone, self._cache, tree, kind.state.past, visible_rows)
+        return self._accept(drafter, verified, None, kind)
 
-    def _accept(self, verified: Verified, allowed: Tensor | None, kind: _Kind) -> Row:
+    def _accept(self, drafter: Drafter, verified: Verified, allowed: Tensor | None, kind: _Kind) -> Row:
         """Accept and leave the next state where this one was; `allowed` [N, V] bool is what a grammar allows."""
         state = kind.state
         accepted, following = accept_and_commit(self._cache, kind.adjustments, kind.rule, verified, allowed, state)
+        drafter.learn(state, verified.tree, accepted.path, verified.forward.logits)
         logprobs = None
         if kind.top_logprobs is not None:
             logits = verified.forward.logits.index_select(0, accepted.path)

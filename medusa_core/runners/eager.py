@@ -48,7 +48,9 @@ class EagerRunner:
                 tree, allowed = check_tree(constraint, tree, drafted, vocab_size)
                 verified = replace(verified, tree=tree)
                 phases.end("grammar")
-            accepted, state = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, allowed, state)
+            accepted, following = accept_and_commit(self._cache, plan.adjustments, plan.rule, verified, allowed, state)
+            drafter.learn(state, tree, accepted.path, verified.forward.logits)
+            state = following
             phases.end("accept")
             logprobs = None
             if plan.top_logprobs is not None:

@@ -62,13 +62,6 @@ def test_what_was_learnt_long_ago_is_forgotten() -> None:
     assert chance(memory, LOOKUP) == pytest.approx(0.6, abs=0.05)
 
 
-def test_a_plain_step_teaches_nothing() -> None:
-    memory = Memory(11, CPU)
-    memory.learn(chain([1]), torch.tensor([0]))
-
-    assert float(memory.outcomes.sum()) == 0
-
-
 def test_successors_are_those_of_the_used_node_that_ranks_highest_and_graded_by_probability() -> None:
     memory, tree = Memory(11, CPU), chain([4, 7, 4])
     tree.used[1] = False

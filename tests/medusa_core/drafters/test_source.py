@@ -1,8 +1,20 @@
+from dataclasses import replace
+
 import torch
 
 from medusa_core.config import SpeculationMode, SpeculationParams
-from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, MergedDrafter, RootOnly
+from medusa_core.drafters import (
+    Asked,
+    Drafter,
+    DrafterSource,
+    DraftState,
+    MedusaDrafter,
+    MergedDrafter,
+    RootOnly,
+)
 from medusa_core.heads import DraftHeads
+from medusa_core.memory import Memory, kind_of
+from medusa_core.tree import SOURCES
 from tests.cast import CPU, random_heads
 
 HEADS = random_heads(torch.randn(23, 16, generator=torch.Generator().manual_seed(0)), 3)
@@ -61,3 +73,20 @@ def test_a_chain_is_a_fixed_shape_of_the_heads() -> None:
 def test_lookup_reaches_deeper_than_the_heads_unless_it_is_off() -> None:
     assert drafter().max_depth == 7
     assert drafter(has_lookup=False).max_depth == 3
+
+
+def test_beside_heads_tokens_are_recycled_in_trees_that_have_room_for_it() -> None:
+    def sources(num_nodes: int, heads: DraftHeads | None) -> set[str]:
+        source = DrafterSource(heads, torch.ones(3), num_nodes, 8, True, CPU, 23)
+        drafter = source.get(Asked(SpeculationParams(), (), 1, False))
+        memory, state = Memory(23, CPU), DraftState(torch.tensor(5), torch.zeros(16), torch.tensor(2))
+        state = replace(state, history=torch.tensor([5, 1, 5, *[0] * 20]), memory=memory)
+        assert memory.successors is not None
+        memory.successors.kinds.fill_(kind_of("recycling", 7))
+        memory.successors.tokens.copy_(torch.arange(8))
+        drafted = drafter.draft(state)
+        return {SOURCES[index] for index in drafted.source[drafted.used][1:].tolist()}
+
+    assert "recycling" in sources(16, HEADS)
+    assert "recycling" not in sources(8, HEADS)
+    assert "recycling" in sources(8, None)
