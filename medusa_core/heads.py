@@ -106,8 +106,8 @@ class DraftHeads(nn.Module):
         return self.token_ids[rows] if self.token_ids is not None else rows
 
     def of_tokens(self, values: Tensor) -> Tensor:
-        """From one value for each token of the model, [W], those of the tokens that are drafted, [V]."""
-        return values[self.token_ids] if self.token_ids is not None else values[: self.config.vocab_size]
+        """From one value for each token of the model, [..., W], those of the tokens that are drafted, [..., V]."""
+        return values[..., self.token_ids] if self.token_ids is not None else values[..., : self.config.vocab_size]
 
     @torch.no_grad()
     def drafting_only(self, tokens: Tensor) -> "DraftHeads":

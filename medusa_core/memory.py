@@ -77,6 +77,7 @@ class Memory:
     """
 
     def __init__(self, vocab_size: int, device: torch.device, keeps_successors: bool = True) -> None:
+        self.vocab_size = vocab_size
         self.outcomes = torch.zeros(len(SOURCES) * GRADES, 2, device=device)
         self.successors = Successors.unknown(vocab_size, device) if keeps_successors else None
         chances = [chance for source in SOURCES for chance in (*_PRIOR[source], *[0.0] * GRADES)[:GRADES]]

@@ -19,7 +19,6 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "gumbel_noise",
-    "gumbel_noise_of",
     "noise_key",
     "process_logits",
     "uniform_tail",
@@ -141,12 +140,6 @@ def gumbel_noise(key: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log1p(-uniform_tail(hashed)))
 
 
-def gumbel_noise_of(key: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """The noise of single tokens [...] at absolute positions [...], both int64 and broadcast: [...] float32."""
-    hashed = _mix(_mix(_mix(key ^ positions) ^ key) ^ _mix(tokens + 1))
-    return -torch.log(-torch.log1p(-uniform_tail(hashed)))
-
-
 @dataclass(frozen=True)
 class Filters:
     """Temperature and filters of one request as data on the device; None for each that it does not ask for.
@@ -238,19 +231,27 @@ class Sampler:
         """Whether the likeliest token is drawn, without noise."""
         return self.filters.temperature is None
 
-    def draw(self, logits: Tensor, depth: Tensor, first_position: Tensor, max_depth: int) -> Tensor:
+    def noise(self, first_position: Tensor, count: int, vocab_size: int) -> Tensor:
+        """What is added to the logits of `count` positions from `first_position` [] on: [count, V] float32."""
+        positions = first_position + torch.arange(count, device=first_position.device)
+        return gumbel_noise(self.key, positions, vocab_size)
+
+    def draw(
+        self, logits: Tensor, depth: Tensor, first_position: Tensor, max_depth: int, noise: Tensor | None = None
+    ) -> Tensor:
         """The token drawn at each row.
 
         logits:         [N, V].
         depth:          [N] int64, row n draws the token of absolute position first_position + depth[n].
         first_position: [] int64.
         max_depth:      the largest value `depth` may hold; noise is made once per depth, not per row.
+        noise:          [R, V], that of the positions from first_position on, R > max_depth, where it was made before.
 
         Returns [N] int64.
         """
         processed = process_logits(logits, self.filters)
         if self.is_greedy:
             return processed.argmax(dim=-1)
-        positions = first_position + torch.arange(max_depth + 1, device=logits.device)
-        noise = gumbel_noise(self.key, positions, logits.shape[-1])
+        if noise is None:
+            noise = self.noise(first_position, max_depth + 1, logits.shape[-1])
         return (processed + noise[depth]).argmax(dim=-1)

@@ -111,6 +111,8 @@ class CandidateTree:
     kind:      [N] int64, who drafted each node and how sure it was: an index into SOURCES times GRADES, plus the grade.
     max_depth: no node is deeper; known on the host, sizes paths and noise.
     guesses:   [K] int64, the likeliest token of each head, for its statistics; None without heads.
+    noise:     [R, V] float32, what is added where nodes of depth 0, 1, .. draw, R > max_depth; None where whoever
+               drafted had no use for it.
 
     Used siblings carry distinct tokens.
     """
@@ -123,6 +125,7 @@ class CandidateTree:
     kind: Tensor
     max_depth: int
     guesses: Tensor | None
+    noise: Tensor | None = None
 
     @classmethod
     def from_topology(cls, topology: TreeTopology, tokens: Tensor) -> Self:

@@ -24,7 +24,7 @@ class Exact:
 
     def accept(self, tree: CandidateTree, logits: Tensor, past: Tensor) -> Acceptance:
         """See AcceptanceRule.accept; logits [N, V], past []."""
-        draws = self.sampler.draw(logits, tree.depth, past + 1, tree.max_depth)
+        draws = self.sampler.draw(logits, tree.depth, past + 1, tree.max_depth, tree.noise)
         alive = tree.living(matches(tree, draws))
         path, count = deepest_path(tree, alive)
         return Acceptance(path, draws[path], count)

@@ -48,7 +48,7 @@ class Typical:
         deepest = torch.where(alive, tree.depth, -1).amax()
         last = torch.where(alive & (tree.depth == deepest), path_log_p, -torch.inf).argmax()
         chosen = tree.ancestors.index_select(0, last.reshape(1))[0]
-        draws = self.sampler.draw(logits, tree.depth, past + 1, tree.max_depth)
+        draws = self.sampler.draw(logits, tree.depth, past + 1, tree.max_depth, tree.noise)
         path, count = deepest_path(tree, chosen)
         following = torch.cat([path[1:], path[:1]])
         is_bonus = torch.arange(tree.max_depth + 1, device=logits.device) == count - 1

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medusa_core.drafters.coupling import known_noise
+from medusa_core.drafters.coupling import known_noise, upcoming_noise
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.medusa import head_log_probs
 from medusa_core.heads import DraftHeads
@@ -47,11 +47,12 @@ class MergedDrafter:
     @torch.inference_mode()
     def draft(self, state: DraftState) -> CandidateTree:
         """See Drafter.draft; needs `state.memory` where others than the heads draft."""
-        log_probs = self._no_heads
+        num_heads = self._heads.config.num_heads if self._heads is not None else 0
+        noise, log_probs = upcoming_noise(state, max(self.max_depth + 1, num_heads)), self._no_heads
         if self._heads is not None:
-            log_probs = head_log_probs(self._heads, self._temperatures, state)
+            log_probs = head_log_probs(self._heads, self._temperatures, state, noise)
         if not self._proposers:
-            return self._nodes.build(state.root, log_probs, None, None)
+            return replace(self._nodes.build(state.root, log_probs, None, None), noise=noise)
         assert state.memory is not None, "how sure proposals are is remembered from step to step"
         proposed = Proposal.joined([proposer.propose(state) for proposer in self._proposers])
         if state.grammar is not None:
@@ -59,10 +60,9 @@ class MergedDrafter:
             is_forbidden = is_first & ~state.grammar.allowed.index_select(0, proposed.tokens)
             proposed = replace(proposed, kinds=proposed.kinds.masked_fill(is_forbidden, NOTHING))
         log_chances = state.memory.log_chances()[proposed.kinds]
-        if state.sampler is not None:
-            positions = state.past + self._nodes.proposed_depths
-            log_chances = known_noise(log_chances, state.sampler, positions, proposed.tokens)
-        return self._nodes.build(state.root, log_probs, proposed, log_chances)
+        if noise is not None:
+            log_chances = known_noise(log_chances, noise[self._nodes.proposed_depths - 1, proposed.tokens])
+        return replace(self._nodes.build(state.root, log_probs, proposed, log_chances), noise=noise)
 
     @torch.inference_mode()
     def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:

@@ -51,7 +51,10 @@ class PromptLookup:
 
 
 def match_lengths(text: Tensor, recent: Tensor) -> Tensor:
-    """How many of the last tokens, `recent` [GRADES] int64 with the latest last, stand at each place of `text` [S] int64.
+    """How many of the last tokens stand at each place of a text, counted back from there.
+
+    text:   [S] int64.
+    recent: [GRADES] int64, the latest last.
 
     Returns [S] int64, 0 to GRADES: length of the match that ends at that place.
     """

@@ -6,9 +6,9 @@ import torch
 
 from medusa_core.acceptance import Exact
 from medusa_core.drafters import DraftState, MedusaDrafter
-from medusa_core.drafters.coupling import known_noise, perturbed
+from medusa_core.drafters.coupling import known_noise, perturbed, upcoming_noise
 from medusa_core.heads import DraftHeads
-from medusa_core.memory import IMPOSSIBLE
+from medusa_core.memory import IMPOSSIBLE, Memory
 from medusa_core.sampling import Sampler, SamplingParams, gumbel_noise
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU
@@ -27,7 +27,7 @@ def test_heads_that_know_the_model_guess_the_drawn_token_far_more_often_with_its
         hidden = torch.randn(32, generator=generator) / 3
         state = DraftState(torch.tensor(1), hidden, torch.tensor(past))
         for name, sampler in (("alone", None), ("coupled", SAMPLER)):
-            tree = drafter.draft(replace(state, sampler=sampler))
+            tree = drafter.draft(replace(state, sampler=sampler, memory=Memory(VOCAB, CPU, False)))
             logits = torch.stack([hidden @ lm_head.T] * 2)
             hits[name] += int(rule.accept(tree, logits, torch.tensor(past)).count) - 1
 
@@ -39,17 +39,19 @@ def test_the_noise_is_that_of_the_position_and_the_token_behind_each_column() ->
     heads = DraftHeads.from_base(torch.randn(VOCAB, 8), 2, token_ids=ids)
     logits = torch.zeros(2, 3)
 
-    found = perturbed(logits, heads, SAMPLER, torch.tensor(20))
+    state = DraftState(torch.tensor(1), torch.zeros(8), torch.tensor(20), sampler=SAMPLER, memory=Memory(VOCAB, CPU))
+    noise = upcoming_noise(state, 3)
+    assert noise is not None
+    found = perturbed(logits, heads, SAMPLER, noise)
 
-    noise = gumbel_noise(SAMPLER.key, torch.tensor([21, 22]), VOCAB)[:, ids]
-    assert torch.equal(found.argsort(), noise.argsort())
+    expected = gumbel_noise(SAMPLER.key, torch.tensor([21, 22]), VOCAB)[:, ids]
+    assert torch.equal(found.argsort(), expected.argsort())
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.3, 0.9])
 def test_lucky_tokens_are_believed_more_and_unlucky_ones_less(chance: float) -> None:
-    positions, tokens = torch.arange(400), torch.full((400,), 5)
-    noise = gumbel_noise(SAMPLER.key, positions, 6)[:, 5]
-    found = known_noise(torch.full((400,), math.log(chance)), SAMPLER, positions, tokens)
+    noise = gumbel_noise(SAMPLER.key, torch.arange(400), 6)[:, 5]
+    found = known_noise(torch.full((400,), math.log(chance)), noise)
 
     assert torch.equal(found.argsort(), noise.argsort())
     assert bool((found <= 0).all())
@@ -57,6 +59,6 @@ def test_lucky_tokens_are_believed_more_and_unlucky_ones_less(chance: float) -> 
 
 
 def test_certainty_and_impossibility_stay_what_they_are() -> None:
-    found = known_noise(torch.tensor([0.0, IMPOSSIBLE]), SAMPLER, torch.tensor([3, 3]), torch.tensor([1, 2]))
+    found = known_noise(torch.tensor([0.0, IMPOSSIBLE]), torch.tensor([-2.0, 3.0]))
 
     assert found.tolist() == [0.0, IMPOSSIBLE]
