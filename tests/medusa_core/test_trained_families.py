@@ -90,7 +90,14 @@ def test_a_family_is_trained_and_answers_in_fewer_steps_what_it_answers_plainly(
 
     assert trained is not None, "it leads"
     config = EngineConfig(
-        str(folder), str(trained.heads), "cpu", "float32", tree_nodes=8, prompt_lookup=False, recycling=False, self_test=False
+        str(folder),
+        str(trained.heads),
+        "cpu",
+        "float32",
+        tree_nodes=8,
+        prompt_lookup=False,
+        recycling=False,
+        self_test=False,
     )
     engine = Engine.load(config)
     assert (engine.info.adapter is not None) == (case.joint is not None)

@@ -70,7 +70,23 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
 
 def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
     load = Load(
-        "m", None, "cpu", "float32", None, None, "dynamic", True, None, True, None, None, True, "none", True, "auto", "info"
+        "m",
+        None,
+        "cpu",
+        "float32",
+        None,
+        None,
+        "dynamic",
+        True,
+        None,
+        True,
+        None,
+        None,
+        True,
+        "none",
+        True,
+        "auto",
+        "info",
     )
     worker = WorkerClient(load, queue_size, metrics)
     worker.info, worker.state = INFO, WorkerState("ready", "", 1.0)

@@ -63,7 +63,23 @@ def worker() -> Iterator[Worker]:
 
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
     asked = Load(
-        "tiny", heads, "cpu", "auto", None, None, "dynamic", True, None, True, None, None, True, "none", True, "auto", "info"
+        "tiny",
+        heads,
+        "cpu",
+        "auto",
+        None,
+        None,
+        "dynamic",
+        True,
+        None,
+        True,
+        None,
+        None,
+        True,
+        "none",
+        True,
+        "auto",
+        "info",
     )
     connection.send_bytes(encode(asked))
     return until_the_end(connection)[-1]
