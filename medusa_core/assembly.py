@@ -30,7 +30,7 @@ __all__ = ["Parts", "assemble", "default_sampling", "device_name"]
 _log = logging.getLogger(__name__)
 
 # The sizes of which the fastest is taken at every step; few, since each has to be timed and prepared for.
-_TREE_SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 8, 16, 32, 64)}
+_TREE_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 16, 32, 64)}
 # Where the size is fixed and nobody has measured: a small model on a CPU is best served by a small tree, a GPU has room
 # for more.
 _DEFAULT_TREE_NODES = {"cpu": 8, "cuda": 48}

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 # Rows behind which steps are timed: of an ordinary conversation, and of a long document.
 _SHORT, _LONG = 256, 4096
-# Steps that one visit may take, with room to spare.
-_STEPS = 10
+# Steps of a tree that one visit may take, with room to spare; as many rows hold those of a plain one.
+_STEPS = 5
 
 
 def situations(info: EngineInfo) -> tuple[Situation, ...]:

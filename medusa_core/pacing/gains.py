@@ -9,11 +9,13 @@ __all__ = ["Gains", "expected_tokens"]
 
 # Tokens up to which the ratio of two averages is not believed: it would be one of two small numbers.
 _FEW = 0.25
-# Most weight of one observation.
-_MOST_WEIGHT = 0.25
-# Tokens per step where nobody counted any, less than public heads bring and than lookup does where text repeats.
-_WITH_HEADS = {1: 1.0, 2: 1.4, 4: 1.65, 8: 1.8, 16: 1.95, 32: 2.05, 64: 2.1}
-_WITHOUT_HEADS = {1: 1.0, 2: 1.25, 4: 1.4, 8: 1.5, 16: 1.6, 32: 1.65, 64: 1.7}
+# Most steps that one observation stands for.
+_MOST_STEPS = 7
+# Tokens per step where nobody counted any: what public heads bring (Medusa-1, 7B), and recycling and lookup without
+# heads, rather less than published (Spec-Bench: 2.7 with trees of 80 nodes). A size that was expected to bring too much
+# is soon found out, since larger trees tell of smaller ones, and not the other way round.
+_WITH_HEADS = {1: 1.0, 2: 1.5, 4: 1.85, 8: 2.04, 16: 2.22, 32: 2.41, 64: 2.58}
+_WITHOUT_HEADS = {1: 1.0, 2: 1.4, 4: 1.7, 8: 1.95, 16: 2.15, 32: 2.3, 64: 2.4}
 
 
 class Gains:
@@ -43,7 +45,7 @@ class Gains:
             below = sum(node < smaller for node in path)
             added = sum(node < size for node in path) - below
             # what is seen seldom stands for the steps in between as well, as far as one step can
-            weight = min(1.0 - (1.0 - self._rate) ** (self._unseen[index] + 1), _MOST_WEIGHT)
+            weight = 1.0 - (1.0 - self._rate) ** min(self._unseen[index] + 1, _MOST_STEPS)
             self._added[index] += weight * (added - self._added[index])
             self._below[index] += weight * (below - self._below[index])
             self._unseen[index] = 0
@@ -58,8 +60,14 @@ class Gains:
 
 
 def expected_tokens(sizes: Sequence[int], calibration: Calibration | None, has_heads: bool) -> dict[int, float]:
-    """Tokens per step by size as they were calibrated, else those of the next smaller size in a cautious table."""
-    if calibration is not None:
+    """Tokens per step by size as they were counted, else expected.
+
+    A calibration that counted none knows of the heads alone, which others draft beside.
+    """
+    if calibration is not None and calibration.tokens_per_step:
         return {size: calibration.tokens_at(size) if size > 1 else 1.0 for size in sizes}
-    known = _WITH_HEADS if has_heads else _WITHOUT_HEADS
-    return {size: known[max(line for line in known if line <= size)] for size in sizes}
+    known = _WITH_HEADS if has_heads and calibration is None else _WITHOUT_HEADS
+    table = {size: known[max(line for line in known if line <= size)] for size in sizes}
+    if calibration is None:
+        return table
+    return {size: max(tokens, calibration.expected_tokens_per_step(size)) for size, tokens in table.items()}

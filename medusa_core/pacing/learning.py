@@ -15,12 +15,12 @@ __all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
 # Share of plain decoding's time that trees may lose in a request, counted as of so many tokens at least: short
 # answers, too, have to find out what pays.
 LIMIT, LIMIT_TOKENS = 0.03, 100
-# While nothing pays, probing starts after so many steps at least, and so seldom that what it may lose, its first step
-# and half of another, is this share of the time.
-_INTERVAL, _SHARE, _LOST_STEPS = 48, 0.02, 1.5
+# While nothing pays, probing starts after so few steps at first and after twice as many each time, in the end after so
+# many at least, and so seldom that what it may lose, its first step and half of another, is this share of the time.
+_FIRST_INTERVAL, _INTERVAL, _SHARE, _LOST_STEPS = 8, 48, 0.02, 1.5
 # While a tree pays, the next larger one is tried after so many steps at least, and so seldom that what it costs more is
 # this share of the time.
-_LARGER_INTERVAL, _LARGER_SHARE = 16, 0.01
+_LARGER_INTERVAL, _LARGER_SHARE = 16, 0.02
 # Weight of one step in the averages of a request, and in those of all requests.
 _RATE, _SLOW_RATE = 1 / 24, 1 / 256
 # Another size has to be so much faster before it is taken.
@@ -77,6 +77,7 @@ class LearningPace:
         # seconds won over plain decoding so far, and what that would have taken
         self._won, self._plain = 0.0, 0.0
         self._since_probing: int | None = None  # None before the first
+        self._wait: float = _FIRST_INTERVAL
         self._probed: float | None = None  # seconds won by the probing that goes on; None when none does
 
     def choose(self, past: int) -> int:
@@ -87,7 +88,7 @@ class LearningPace:
         self._size = self._fastest()
         size = self._size_to_try(self._size)
         if not self._is_affordable(size):
-            size = self._size if self._is_affordable(self._size) else 1
+            size = self._size
         # the one token that every step brings is counted here, because its result may come late
         self._won -= self._extra(size)
         self._plain += self._seconds[1]
@@ -114,15 +115,15 @@ class LearningPace:
     def _is_affordable(self, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""
         allowed = LIMIT * max(self._plain, LIMIT_TOKENS * self._seconds[1])
-        return self._won - self._extra(size) >= -allowed
+        return size == 1 or self._won - self._extra(size) >= -allowed
 
     def _fastest(self) -> int:
-        """The size with most tokens per second; the last choice unless another is clearly better."""
+        """The affordable size with most tokens per second; the last choice unless another is clearly better."""
         tokens = self._gains.tokens()
-        speed = {size: tokens[size] / self._seconds[size] for size in self._sizes}
+        speed = {size: tokens[size] / self._seconds[size] for size in self._sizes if self._is_affordable(size)}
         best = max(speed, key=lambda size: speed[size])
-        is_kept = self._size is not None and speed[best] <= _BETTER * speed[self._size]
-        return self._size if self._size is not None and is_kept else best
+        kept = self._size if self._size in speed else best
+        return best if speed[best] > _BETTER * speed[kept] else kept
 
     def _promising(self) -> int:
         """The tree that is the fastest where as much is accepted as was calibrated."""
@@ -135,7 +136,7 @@ class LearningPace:
         """
         above = self._sizes[self._sizes.index(size) + 1 :]
         if size > 1:
-            self._probed = None
+            self._probed, self._wait = None, _FIRST_INTERVAL
         if self._probed is not None:
             return self._promising()
         if not above:
@@ -143,16 +144,17 @@ class LearningPace:
             return size
         larger = above[0] if size > 1 else self._promising()
         # a request that would begin plainly begins with trying: it may be unlike the ones before
-        is_due = size == 1 if self._since_probing is None else self._since_probing >= self._interval(size, larger)
+        wait = self._wait if size == 1 else self._longest_wait(size, larger)
+        is_due = size == 1 if self._since_probing is None else self._since_probing >= wait
         self._since_probing = 1 if is_due or self._since_probing is None else self._since_probing + 1
         if not is_due:
             return size
         if size == 1:
-            self._probed = 0.0
+            self._probed, self._wait = 0.0, min(2 * wait, self._longest_wait(size, larger))
         return larger
 
-    def _interval(self, size: int, larger: int) -> float:
-        """Steps from one probing of a larger size to the next while this one is the fastest."""
+    def _longest_wait(self, size: int, larger: int) -> float:
+        """Steps from one probing of a larger size to the next while this one is the fastest, in the long run."""
         dearer = (self._seconds[larger] - self._seconds[size]) / self._seconds[size]
         if size > 1:
             return max(_LARGER_INTERVAL, dearer / _LARGER_SHARE)

@@ -11,6 +11,8 @@ __all__ = ["Situation", "TimingPlan", "time_steps"]
 
 # Steps of a tree are assumed to take so many times the plain one, before any was timed.
 _LARGER = 2.5
+# Times as many plain steps are timed: they are short, and every tree is compared with them.
+_PLAIN = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class TimingPlan:
         few = (self.sizes[0], *self.sizes[2::2]) if len(self.sizes) > 2 else self.sizes
         fewest = tuple(dict.fromkeys((1, few[len(few) // 2], few[-1])))
         choices = [
-            (self.sizes, self.situations, 6),
             (self.sizes, self.situations, 2),
             (self.sizes, self.situations, 1),
             (few, self.situations, 1),
@@ -50,7 +51,7 @@ class TimingPlan:
             (fewest, self.situations[:1], 1),
         ]
         for sizes, situations, steps in choices:
-            taken = len(sizes) * len(situations) * (steps + _untimed(steps)) * _LARGER * plain_step_s
+            taken = len(sizes) * len(situations) * 2 * steps * _LARGER * plain_step_s
             if taken <= self.limit(plain_step_s):
                 return sizes, situations, steps
         return choices[-1]
@@ -58,11 +59,6 @@ class TimingPlan:
     def limit(self, plain_step_s: float) -> float:
         """Seconds that timing may take."""
         return max(self.limit_s, self.steps * plain_step_s)
-
-
-def _untimed(steps: int) -> int:
-    """Steps of a visit that pay for what the one before left in the processor's caches, where so many are timed."""
-    return max(1, steps // 2)
 
 
 def time_steps(
@@ -82,7 +78,9 @@ def time_steps(
     started = round_started = clock()
     for _ in range(plan.rounds):
         for (size, situation), seconds in found.items():
-            seconds += islice(visit(size, situation), _untimed(steps), _untimed(steps) + steps)
+            count = steps * _PLAIN if size == 1 else steps
+            # as many go before them untimed, and pay for what the last visit left in the processor's caches
+            seconds += islice(visit(size, situation), count, 2 * count)
         now = clock()
         if now - started + (now - round_started) > plan.limit(plain_step_s):
             break

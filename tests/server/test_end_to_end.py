@@ -261,7 +261,8 @@ def test_trees_can_be_left_to_the_heads(checkpoint: Path) -> None:
 @pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")
 def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
     question: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
-    with running(DEMO, ENGINE_FACTORY, served_model_name="demo", threads=1) as server, server.openai() as client:
+    options = {"served_model_name": "demo", "threads": 1, "tree_nodes": 8}
+    with running(DEMO, ENGINE_FACTORY, **options) as server, server.openai() as client:
         whole = client.chat.completions.create(model="demo", messages=question)
         chunks = list(client.chat.completions.create(model="demo", messages=question, stream=True))
 

@@ -62,6 +62,6 @@ def test_steps_are_timed_behind_a_conversation_and_a_long_document_and_on_a_proc
     assert situations(card) == (Situation(256), Situation(4096))
 
 
-@pytest.mark.parametrize(("max_context", "rows"), [(2048, [256, 1958]), (400, [256]), (8, [1])])
+@pytest.mark.parametrize(("max_context", "rows"), [(2048, [256, 2003]), (400, [256]), (8, [1])])
 def test_no_context_is_longer_than_the_model_allows(max_context: int, rows: list[int]) -> None:
     assert [at.rows for at in situations(info(None, max_context)) if not at.is_sampled] == rows

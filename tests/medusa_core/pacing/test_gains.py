@@ -36,15 +36,16 @@ def test_plain_steps_tell_nothing() -> None:
     assert gains.tokens() == pytest.approx({1: 1.0, 4: 2.0})
 
 
-def test_what_is_seen_seldom_weighs_more() -> None:
-    often, seldom = Gains({1: 1.0, 4: 2.0}, 0.01), Gains({1: 1.0, 4: 2.0}, 0.01)
-    for _ in range(10):
-        seldom.observe(1, [])
-    often.observe(4, [])
-    seldom.observe(4, [])
+def test_what_is_seen_seldom_weighs_more_up_to_a_limit() -> None:
+    often, seldom, hardly = (Gains({1: 1.0, 4: 2.0}, 0.01) for _ in range(3))
+    for steps, gains in ((0, often), (4, seldom), (200, hardly)):
+        for _ in range(steps):
+            gains.observe(1, [])
+        gains.observe(4, [])
 
     assert often.tokens()[4] == pytest.approx(1.99)
-    assert seldom.tokens()[4] == pytest.approx(1 + 0.99**11)
+    assert seldom.tokens()[4] == pytest.approx(1 + 0.99**5)
+    assert hardly.tokens()[4] == pytest.approx(1 + 0.99**7)
 
 
 def test_expectations_are_lower_without_heads_and_know_every_size() -> None:
@@ -56,7 +57,13 @@ def test_expectations_are_lower_without_heads_and_know_every_size() -> None:
     assert with_heads[1] == without[1] == 1.0
 
 
-def test_expectations_are_the_calibrations_where_there_is_one() -> None:
-    calibration = Calibration(((0.5, 0.2),), (9,), (1.0,), tokens_per_step={1: 1.0, 4: 1.9})
+def test_expectations_are_what_was_counted_and_at_least_what_is_drafted_without_heads() -> None:
+    counted = Calibration(((0.5, 0.2),), (9,), (1.0,), tokens_per_step={1: 1.0, 4: 1.9})
+    heads_alone = Calibration(((0.8, 0.2),), (9,), (1.0,))
 
-    assert expected_tokens((1, 2, 4), calibration, True) == pytest.approx({1: 1.0, 2: 1.5, 4: 1.9})
+    assert expected_tokens((1, 2, 4), counted, True) == pytest.approx({1: 1.0, 2: 1.5, 4: 1.9})
+    assert expected_tokens((1, 2, 64), heads_alone, True) == {
+        1: 1.0,
+        2: 1.8,
+        64: expected_tokens((64,), None, False)[64],  # what others draft
+    }

@@ -88,7 +88,8 @@ def test_a_text_that_stops_being_guessable_is_decoded_plainly_soon() -> None:
     accepted = chain(islice(text(0.75), 200), nothing())
     sizes = decode(pacing(PROCESSOR).begin(None, False, True), step_costs(PROCESSOR), accepted, 1200).sizes[200:]
 
-    assert next(step for step in range(len(sizes)) if max(sizes[step : step + 20]) == 1) <= 60
+    assert next(step for step in range(len(sizes)) if max(sizes[step : step + 8]) == 1) <= 60
+    assert sum(size > 1 for size in sizes) <= 80
 
 
 def test_larger_trees_are_found_where_much_more_is_accepted_than_was_calibrated() -> None:
@@ -99,6 +100,13 @@ def test_larger_trees_are_found_where_much_more_is_accepted_than_was_calibrated(
 
 def test_without_trees_that_fit_every_step_is_plain() -> None:
     assert set(decode(pacing(PROCESSOR).begin(1, False, False), step_costs(PROCESSOR), text(0.9), 300).sizes) == {1}
+
+
+def test_a_smaller_tree_is_taken_where_the_fastest_could_lose_too_much() -> None:
+    known = Pacing(step_costs({1: 1.0, 4: 1.8, 16: 3.2}), {1: 1.0, 4: 2.0, 16: 5.0})
+    sizes = decode(known.begin(None, False, True), step_costs({1: 1.0, 4: 1.8, 16: 3.2}), nothing(), 20).sizes
+
+    assert sizes[:3] == [16, 4, 1]
 
 
 def test_no_tree_is_larger_than_the_request_allows() -> None:
@@ -121,7 +129,7 @@ def test_a_request_begins_with_what_earlier_ones_found_unless_it_is_seeded() -> 
         for is_seeded in (False, True)
     ]
 
-    assert tried[0] == 1 < tried[1]  # it may be unlike them
+    assert 1 <= tried[0] <= 2 < tried[1]  # it may be unlike them
 
 
 def test_a_seeded_request_takes_the_same_steps_whatever_came_before_it() -> None:
