@@ -65,6 +65,7 @@ class Engine:
         self._load_vocabulary = load_vocabulary
         self._vocabulary: GrammarVocabulary | None = None
         self._backbone, self._drafters, self._memory = backbone, drafters, memory
+        self._salt: str | None = None  # of the request that the memory's successors are from
         self._pacing: Pacing | None = None
         # Behind the context: the slots of one tree, and the block that its commit writes.
         scratch = info.most_nodes + info.max_depth + 1
@@ -122,8 +123,10 @@ class Engine:
         return {"allocated": torch.cuda.memory_allocated(device), "reserved": torch.cuda.memory_reserved(device)}
 
     def forget(self) -> None:
-        """Drop what is held of earlier sequences."""
+        """Drop what is held of earlier sequences: their rows, and what drafting learnt from them."""
         self._prefiller.forget()
+        self._memory.forget_outcomes()
+        self._memory.forget_successors()
 
     def warm_up(self) -> None:
         """Run a few steps, so that the first request does not pay for first calls, and time the plain one."""
@@ -155,8 +158,6 @@ class Engine:
         begin = timed_steps(self._backbone, self._cache, self._runner, self._drafters, self._memory)
         self._pacing = find_pacing(self.info, begin)
         self.info = replace(self.info, tree_sizes=self._pacing.sizes)
-        self._memory.forget_outcomes()
-        self._memory.forget_successors()
         self.forget()
 
     def check(self, request: GenerationRequest) -> None:
@@ -276,13 +277,16 @@ class Engine:
     def _recall(self, request: GenerationRequest) -> Memory:
         """What is remembered of earlier requests; nothing of what could make an answer with a seed come out otherwise.
 
-        How sure drafters are decides how many nodes a step has, and so how a device rounds; which tokens they draft
-        decides what is emitted under rules that are not exact.
+        What is drafted decides what is accepted, and so how many nodes the next steps have and how a device rounds;
+        under rules that are not exact it decides what is emitted. And as statistics tell which drafts were right,
+        tokens that followed in another salt's answers would tell what these say.
         """
-        if request.sampling.seed is not None:
+        is_seeded = request.sampling.seed is not None
+        if is_seeded:
             self._memory.forget_outcomes()
-            if request.speculation.acceptance != "exact":
-                self._memory.forget_successors()
+        if is_seeded or request.cache_salt != self._salt:
+            self._memory.forget_successors()
+        self._salt = request.cache_salt
         return self._memory
 
     def _constraint(self, grammar: str | None) -> Constraint | None:

@@ -22,7 +22,7 @@ class GenerationRequest:
     grammar:        what the answer must match, the text of a constraints.Grammar; its end is an end token, whatever
                     `ignore_eos` says.
     prediction:     tokens the answer is expected to hold, which are then only checked.
-    cache_salt:     cached rows are shared between requests of equal salt only.
+    cache_salt:     cached rows, and tokens to recycle, are shared between requests of equal salt only.
     """
 
     prompt: tuple[int, ...]

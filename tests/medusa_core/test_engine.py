@@ -399,6 +399,35 @@ def test_rows_of_the_cache_are_shared_between_equal_salts_only() -> None:
     assert [cached(None), cached(None), cached("a"), cached("a"), cached("b", 1), cached("b")] == [0, 8, 0, 8, 0, 8]
 
 
+def recycled(engine: Engine, sampling: SamplingParams = GREEDY, salt: str | None = None) -> list[int]:
+    """Of each step of one answer, how many nodes were recycled."""
+    request = GenerationRequest(PROMPT, sampling, max_tokens=40, cache_salt=salt)
+    return [delta.step.drafted.get("recycling", 0) for delta in engine.generate(request) if delta.step is not None]
+
+
+def test_tokens_are_recycled_between_requests_of_equal_salt_only() -> None:
+    engine = make_engine(MockBackbone(), has_lookup=False, recycles=True)
+    in_first_step = [recycled(engine, salt=salt)[0] for salt in (None, None, "a", "a", "b", None)]
+
+    assert [count > 0 for count in in_first_step] == [False, True, False, True, False, False]
+
+
+def test_an_engine_that_forgets_drafts_as_if_it_were_new() -> None:
+    engine = make_engine(MockBackbone(), has_lookup=False, recycles=True)
+    first = recycled(engine)
+    engine.forget()
+
+    assert recycled(engine) == first
+
+
+def test_with_a_seed_nothing_is_recycled_from_the_requests_before() -> None:
+    engine, sampling = make_engine(MockBackbone(), has_lookup=False, recycles=True), SamplingParams(1.0, seed=3)
+    first = recycled(engine, sampling)
+    recycled(engine)
+
+    assert recycled(engine, sampling) == first
+
+
 def test_a_head_is_judged_by_the_tokens_behind_accepted_ones() -> None:
     backbone = MockBackbone()
     heads = random_heads(backbone.lm_head, 3)
