@@ -1,11 +1,15 @@
 import logging
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from medusa_core.backbone import TransformersBackbone
+from medusa_core.fusion.kernels import Multiply, TorchKernels
+from medusa_core.fusion.trial import Trial, fuse
 from tests.cast import tiny_backbone, tiny_model
+from tests.medusa_core.fusion.cast import TORCH, attention
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,41 @@ def test_a_wrong_weight_in_one_layer_is_noticed(caplog: pytest.LogCaptureFixture
     backbone.fuse(128, compiled=False)
 
     assert not backbone.is_fused
+
+
+def test_logits_that_are_no_numbers_are_noticed_beside_hidden_states_that_are() -> None:
+    class Broken(TorchKernels):
+        def multiply_by(self, weight: torch.Tensor) -> Multiply:
+            right = super().multiply_by(weight)
+            is_lm_head = len(weight) == backbone.vocab_size
+            return lambda rows, added: right(rows, added) * (math.nan if is_lm_head else 1.0)
+
+    backbone = tiny_backbone("llama")
+    own: Any = backbone._own_pass
+
+    def additive(allowed: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(allowed.shape).masked_fill(~allowed, -1e30).repeat(2, 1)[None, None]
+
+    trial = Trial(own, backbone.new_cache, additive, backbone.vocab_size)
+
+    assert fuse(backbone.model, ["full_attention"], 128, Broken(attention), trial) == own
+    assert fuse(backbone.model, ["full_attention"], 128, TORCH, trial) != own
+
+
+def test_a_model_that_differs_behind_many_positions_only_is_left_alone() -> None:
+    for start, is_fused in ((126, False), (200, True)):
+        rope = {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": start,
+            "llama_4_scaling_beta": 1.0,  # queries grow where positions reach the original ones
+        }
+        backbone = tiny_backbone("ministral3", rope_parameters=rope)
+
+        backbone.fuse(128, compiled=False)
+
+        assert backbone.is_fused == is_fused
 
 
 def test_half_precision_is_compared_with_its_own_rounding() -> None:
