@@ -114,11 +114,15 @@ class DraftHeads(nn.Module):
         """The same heads with those rows of their LM heads alone that draft `tokens` [V'] int64.
 
         Reading LM heads is most of what heads cost; a token that is left out is never proposed, but still emitted.
+        Tokens that these heads do not know are left out, too; raises HeadsMismatch where that leaves none.
         """
-        rows = tokens
-        if self.token_ids is not None:
-            rows = torch.isin(self.token_ids, tokens).nonzero()[:, 0]
-            tokens = self.token_ids[rows]
+        known = self.as_tokens(torch.arange(self.config.vocab_size, device=tokens.device))
+        rows = torch.isin(known, tokens).nonzero()[:, 0]
+        if len(rows) == 0:
+            raise HeadsMismatch(
+                f"the heads know none of the {len(tokens)} tokens that they shall draft; draft from a larger vocabulary"
+            )
+        tokens = known[rows]
         config = replace(self.config, vocab_size=len(rows))
         base = self._borrowed[0][rows] if self._borrowed else None
         cut = DraftHeads(

@@ -192,6 +192,14 @@ def test_heads_that_draft_fewer_tokens_say_the_same_of_those(kind: str) -> None:
     assert torch.allclose(cut(row), every[:, cut.as_tokens(torch.arange(4))], atol=1e-5)
 
 
+def test_heads_with_fewer_rows_than_the_model_has_tokens_draft_those_they_know() -> None:
+    heads = DraftHeads.from_base(base()[:30], 3, shared_lm_head=False)
+
+    assert heads.drafting_only(torch.tensor([4, 29, 30, 39])).as_tokens(torch.arange(2)).tolist() == [4, 29]
+    with pytest.raises(HeadsMismatch, match="none of the 2 tokens"):
+        heads.drafting_only(torch.tensor([30, 39]))
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_first_blocks_that_are_joined_say_the_same(layers: int) -> None:
     heads = DraftHeads.from_base(base(), 3, layers)
