@@ -4,12 +4,13 @@ Nothing of it stays on disk. Where there is no compiler, or it knows too little,
 """
 
 import ctypes
+import logging
 import math
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,15 @@ from torch import Tensor
 
 from medusa_core.fusion.kernels import AttentionFunction, Kernels, Multiply, TorchKernels
 
-__all__ = ["NativeKernels", "build", "choose_kernels"]
+__all__ = ["NativeKernels", "build", "build_with", "choose_kernels"]
 
-_OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_COMPILERS = ("cc", "gcc", "clang")
+_SPEED = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+# No other library's function of the same name may be called in place of one's own.
+_OPTIONS = (*_SPEED, "-shared", "-fPIC", "-fno-semantic-interposition")
 _LANES = 8
 # Passes of more rows, as prefill has them, are better served by libraries that rearrange the weights first.
 _MOST_ROWS = 32
@@ -203,18 +210,25 @@ def _seconds(products: Sequence[Multiply], rows: Tensor) -> float:
 @cache
 def build() -> ctypes.CDLL | None:
     """Build and load the kernels, once for each process; None without a compiler that can."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        return None
-    source = Path(__file__).with_name("kernels.c")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "kernels.so"
-        command = [compiler, *_OPTIONS, str(source), "-o", str(library), "-lm"]
+    return build_with(filter(None, map(shutil.which, _COMPILERS)), None)
+
+
+def build_with(compilers: Iterable[str], scratch: Path | None) -> ctypes.CDLL | None:
+    """The kernels as built by the first compiler that can; the log says what is wrong with those that cannot.
+
+    scratch: where to build, in a private folder that is gone afterwards; None is where temporary files belong.
+    """
+    for compiler in compilers:
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
-            return _load(library)
-        except (OSError, AttributeError, subprocess.SubprocessError):
-            return None
+            # a file system may keep a name for what is loaded from it; that is no reason to do without
+            with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+                library = Path(folder) / "kernels.so"
+                command = [compiler, *_OPTIONS, str(_SOURCE), "-o", str(library), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+                return _load(library)
+        except (OSError, AttributeError, subprocess.SubprocessError) as reason:
+            _log.info("%s builds no kernels: %s", compiler, " ".join(str(reason).split())[:300])
+    return None
 
 
 def _load(file: Path) -> ctypes.CDLL:

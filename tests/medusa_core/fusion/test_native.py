@@ -1,10 +1,14 @@
+import ctypes
+import logging
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from medusa_core.fusion.kernels import TorchKernels
-from medusa_core.fusion.native import NativeKernels, build, choose_kernels
+from medusa_core.fusion.native import NativeKernels, build, build_with, choose_kernels
 from tests.medusa_core.fusion.cast import TORCH, attention
 
 CPU = torch.device("cpu")
@@ -131,6 +135,51 @@ def test_attention_equals_torchs(
 
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.equal(other, buffer)
+
+
+def a_compiler() -> str:
+    found = shutil.which("cc")
+    if found is None:
+        pytest.skip("no C compiler here")
+    return found
+
+
+def test_a_compiler_that_fails_is_passed_over_for_one_that_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="medusa_core")
+    works, failing, lying = a_compiler(), tmp_path / "failing", tmp_path / "lying"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    lying.write_text("#!/bin/sh\nexit 0\n")
+    for script in (failing, lying):
+        script.chmod(0o755)
+
+    assert build_with([str(failing), str(lying), works], None) is not None
+    assert [f"{script} builds no kernels" in caplog.text for script in (failing, lying, works)] == [True, True, False]
+
+
+def test_without_a_folder_to_build_in_torch_does_the_work(tmp_path: Path) -> None:
+    assert build_with([a_compiler()], tmp_path / "absent") is None
+
+
+def test_nothing_of_a_build_stays(tmp_path: Path) -> None:
+    build_with([a_compiler(), str(tmp_path / "no compiler")], tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_of_the_same_name_elsewhere_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    compiler, source, other = a_compiler(), tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text("void product(void) {}")
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
+    ctypes.CDLL(str(other), mode=ctypes.RTLD_GLOBAL)
+
+    library = build_with([compiler], None)
+    assert library is not None
+    heads, kept, mask = random(2, 6, 16), torch.zeros(2, 1, 40, 16), torch.zeros(1, 1, 8, 40)
+    mixed = NativeKernels(library, TORCH).attend(heads, kept, torch.tensor([5, 6]), mask, 0.2)
+
+    assert torch.allclose(mixed, TORCH.attend(heads, kept, torch.tensor([5, 6]), mask, 0.2), atol=1e-5)
 
 
 def test_compiled_kernels_are_for_float32_on_a_cpu_only() -> None:
