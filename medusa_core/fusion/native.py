@@ -24,7 +24,6 @@ __all__ = ["NativeKernels", "build", "build_with", "choose_kernels"]
 
 _log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("kernels.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _SPEED = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 # No other library's function of the same name may be called in place of one's own.
@@ -218,12 +217,13 @@ def build_with(compilers: Iterable[str], scratch: Path | None) -> ctypes.CDLL | 
 
     scratch: where to build, in a private folder that is gone afterwards; None is where temporary files belong.
     """
+    source = Path(__file__).with_name("kernels.c")
     for compiler in compilers:
         try:
             # a file system may keep a name for what is loaded from it; that is no reason to do without
             with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
                 library = Path(folder) / "kernels.so"
-                command = [compiler, *_OPTIONS, str(_SOURCE), "-o", str(library), "-lm"]
+                command = [compiler, *_OPTIONS, str(source), "-o", str(library), "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
                 return _load(library)
         except (OSError, AttributeError, subprocess.SubprocessError) as reason:
