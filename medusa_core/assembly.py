@@ -84,7 +84,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         )
     dtype_name = str(backbone.dtype).removeprefix("torch.")
     threads = torch.get_num_threads() if device.type == "cpu" else None
-    place = Place(device_name(device), dtype_name, threads, weights.label if weights is not None else "none")
+    quantization = weights.label if weights is not None else "none"
+    place = Place(device_name(device), dtype_name, threads, quantization, backbone.kernels_label)
     tree_nodes, reason = _tree_size(config, calibration, place, weights)
     if config.tree == "static" and heads is not None and calibration is None:
         raise ConfigurationError(

@@ -211,6 +211,11 @@ class TransformersBackbone:
         """Whether something else than the model's own modelling code computes its passes."""
         return self._compute != self._own_pass
 
+    @property
+    def kernels_label(self) -> str:
+        """What computes passes, and what else asks for kernels: seconds are comparable where this agrees."""
+        return f"{'fused' if self.is_fused else 'own code'}, {self.kernels.label}"
+
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
         return tree_attention(self.model, query, key, value, mask, scaling)[0]
 

@@ -31,12 +31,14 @@ class Place:
     device:       the name of the processor or of the card.
     threads:      of the CPU; None on a card.
     quantization: how the base model's weights are stored, `none` as they are.
+    kernels:      what computed the passes; None where nobody noted it, as in older files.
     """
 
     device: str
     dtype: str
     threads: int | None
     quantization: str
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,8 @@ def choose_nodes(calibration: Calibration | None, place: Place, default: int) ->
     curve = calibration.curve_at(place)
     if curve is None:
         threads = "" if place.threads is None else f", threads: {place.threads}"
-        here = f"{place.device}, {place.dtype}{threads}, quantisation: {place.quantization}"
+        kernels = "" if place.kernels is None else f", kernels: {place.kernels}"
+        here = f"{place.device}, {place.dtype}{threads}, quantisation: {place.quantization}{kernels}"
         return default, f"the default; the latencies beside the heads were not measured here ({here})"
     nodes = calibration.best_nodes(curve)
     figures = f"{calibration.tokens_at(nodes):.2f} tokens per step of {1e3 * curve.seconds[nodes]:.2f} ms"
@@ -282,6 +285,7 @@ def _curve(entry: Mapping[str, Any]) -> LatencyCurve:
         dtype=str(entry["dtype"]),
         threads=None if entry["threads"] is None else int(entry["threads"]),
         quantization=str(entry["quantization"]),
+        kernels=None if entry.get("kernels") is None else str(entry["kernels"]),
     )
     unknown = sorted(entry.keys() - {*asdict(place), "context", "sampled", "seconds"})
     if unknown:

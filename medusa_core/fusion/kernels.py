@@ -23,7 +23,12 @@ class Multiply(Protocol):
 
 
 class Kernels(Protocol):
-    """What a fused pass asks for; rows are matrices whose last dimension is contiguous."""
+    """What a fused pass asks for; rows are matrices whose last dimension is contiguous.
+
+    label: whose they are; seconds taken with others are not comparable.
+    """
+
+    label: str
 
     def multiply_by(self, weight: Tensor) -> Multiply:
         """The fastest product with a weight [out, in]."""
@@ -72,6 +77,8 @@ class _TorchMultiply:
 
 class TorchKernels:
     """See Kernels."""
+
+    label = "torch's"
 
     def __init__(self, attention: AttentionFunction) -> None:
         self._attention = attention

@@ -61,6 +61,8 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, attention: Attentio
 class NativeKernels:
     """See Kernels; float32 on a CPU, and what they do not cover is left to torch."""
 
+    label = "compiled"
+
     def __init__(self, library: ctypes.CDLL, others: Kernels) -> None:
         """The functions of kernels.c in a loaded library, and who does what those do not."""
         self._library, self._others = library, others

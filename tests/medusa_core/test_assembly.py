@@ -72,6 +72,18 @@ def test_the_number_of_nodes_is_the_best_one_measured_on_this_very_device(tmp_pa
     assert Engine.load(EngineConfig(model=str(folder), tree_nodes=3), calibration=measured).info.tree_nodes == 3
 
 
+def test_seconds_of_other_kernels_choose_nothing(tmp_path: Path) -> None:
+    own = EngineConfig(model=str(calibrated_folder(tmp_path)), fuse=False)
+    place, calibration = Engine.load(own).info.place, Calibration(((0.5, 0.2),) * 3, (9,) * 3, (1.0,) * 3)
+    measured = calibration.with_latency(LatencyCurve(place, 64, {1: 0.1, 5: 0.11, 16: 0.9}))
+
+    fused = Engine.load(replace(own, fuse=True, compile=False), calibration=measured)
+
+    assert (place.kernels, fused.info.place.kernels) == ("own code, torch's", "fused, torch's")
+    assert Engine.load(own, calibration=measured).info.tree_nodes == 5
+    assert "not measured here" in fused.info.tree_reason and "kernels: fused, torch's" in fused.info.tree_reason
+
+
 @pytest.mark.parametrize(
     "options",
     [{"tree_nodes": 6}, {"tree": "static"}, {"heads": None, "prompt_lookup": False, "recycling": False}],

@@ -142,6 +142,7 @@ def test_a_tree_that_costs_more_than_it_brings_is_a_root() -> None:
         Place("a processor", "bfloat16", 1, "none"),
         Place("a processor", "float32", 2, "none"),
         Place("a processor", "float32", 1, "int8"),
+        Place("a processor", "float32", 1, "none", "fused, compiled"),
     ],
 )
 def test_seconds_count_only_where_they_were_measured(other: Place) -> None:
@@ -151,6 +152,17 @@ def test_seconds_count_only_where_they_were_measured(other: Place) -> None:
     elsewhere = LatencyCurve(other, 256, {1: 0.5})
     both = TWO_HEADS.with_latency(elsewhere)
     assert (both.curve_at(HERE), both.curve_at(other)) == (CURVE, elsewhere)
+
+
+def test_older_files_name_no_kernels_and_hold_greedy_steps(tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    TWO_HEADS.save(file)
+    content = json.loads(file.read_text())
+    for entry in content["latency"]:
+        del entry["kernels"], entry["sampled"]
+    file.write_text(json.dumps(content))
+
+    assert Calibration.load(file) == TWO_HEADS
 
 
 def test_a_place_may_have_a_curve_for_each_context_and_they_are_replaced_together() -> None:
