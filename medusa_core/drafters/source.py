@@ -22,8 +22,8 @@ from medusa_core.tree import TreeTopology
 __all__ = ["Asked", "DrafterSource", "Drafters"]
 
 
-# Smaller trees are full of what heads and lookup say. On the demo model recycling brings 3 % more tokens per step with
-# 8 nodes, which is less than it costs there, and 9 % with 16.
+# Smaller trees are full of what heads and lookup say. On the demo model, 30 held-out prompts, recycling brings 1.6, 3.2
+# and 6.1 % more tokens per step with 8, 16 and 32 nodes.
 _LEAST_RECYCLING_NODES = 16
 
 
