@@ -57,10 +57,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
         heads = f"{info.num_heads} draft heads" + (f" from {info.heads}" if info.heads is not None else "")
         heads += ", their adapter merged into the model" if info.adapter is not None else ""
     else:
-        others = (
-            "text is looked up and recycled instead" if info.tree_sizes else "only forms and predictions are drafted"
-        )
-        heads = f"none found: {others}; `medusa train` makes some"
+        heads = f"none found: {_without_heads(settings)}; `medusa train` makes some"
     question = "What does textwrap.dedent do?" if settings.model == "demo" else "Hello!"
     chat = {"messages": [{"role": "user", "content": question}]}
     completion = {"prompt": question, "max_tokens": 64}
@@ -86,6 +83,13 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     lines = [f"  {label:<8} {value}" for label, value in rows.items()]
     call = f"  {line} \\\n    -d {shlex.quote(json.dumps(body))}"
     return "\n".join([f"Medusa Server {metadata.version('medusa-server')}", *lines, "", "Try it:", call])
+
+
+def _without_heads(settings: Settings) -> str:
+    """Who drafts where there are no heads, whatever the size of the trees."""
+    chosen = {"text is looked up": settings.prompt_lookup, "tokens are recycled": settings.recycling}
+    drafting = [what for what, is_on in chosen.items() if is_on]
+    return f"{' and '.join(drafting)} instead" if drafting else "only forms and predictions are drafted"
 
 
 def _tree(info: WorkerInfo) -> str:

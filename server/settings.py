@@ -35,7 +35,9 @@ FILE_SOURCES = {".yaml": YamlConfigSettingsSource, ".yml": YamlConfigSettingsSou
 
 
 def _auto_is_none(value: object) -> object:
-    """`auto` leaves a count to the engine."""
+    """`auto` leaves a count to the engine; pydantic would ask for a number alone."""
+    if isinstance(value, str) and value != "auto" and not value.isdecimal():
+        raise ValueError("give a whole number of 1 or more, or auto")
     return None if value == "auto" else value
 
 

@@ -98,7 +98,7 @@ def calibrate(
             if found.nodes > 1
             else f"On {place.device} in {place.dtype} no tree pays: plain decoding is fastest"
         )
-        say(out, f"{verdict}. `medusa serve` takes it from {found.path}")
+        say(out, f"{verdict}. `medusa serve` chooses the size of its trees by {found.path}")
         if pictures is not None:
             say(out, f"Pictures in {pictures}")
 

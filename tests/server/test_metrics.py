@@ -143,6 +143,18 @@ def test_every_promised_metric_is_exposed_by_a_running_server(server: Running) -
     assert sorted(set(NAMES) - families) == []
 
 
+def test_each_size_that_auto_takes_has_a_bucket_of_its_own() -> None:
+    metrics = Metrics("demo", 4)
+    for drafted in (0, 1, 3, 7, 15):
+        metrics.of_model(INFO).count_step(
+            "tree", StepStats({"heads": drafted}, [], [], 0.01, {}), emitted=1, gap_s=0.01
+        )
+    found = samples(metrics)
+    counts = [found["medusa_tree_nodes_bucket", bucket] for bucket in buckets(metrics, "medusa_tree_nodes")]
+
+    assert counts[:6] == [1, 2, 3, 4, 5, 5]
+
+
 def test_a_step_that_checked_no_draft_is_plain_decoding_whatever_was_asked_for() -> None:
     metrics = Metrics("demo", 4)
 

@@ -106,6 +106,19 @@ def test_the_banner_tells_what_is_missing() -> None:
     assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
 
 
+def test_the_banner_tells_who_drafts_without_heads() -> None:
+    def shown(tree_sizes: tuple[int, ...] = (), **chosen: bool) -> str:
+        info = msgspec.structs.replace(INFO, num_heads=0, heads=None, tree_sizes=tree_sizes)
+        return banner(Settings(model="demo", **chosen), info, 8000, has_chat_template=True)
+
+    # also where the size of the trees is fixed
+    both = "Heads    none found: text is looked up and tokens are recycled instead; `medusa train` makes some"
+    assert both in shown() and both in shown((1, 8))
+    assert "none found: text is looked up instead" in shown(recycling=False)
+    assert "none found: tokens are recycled instead" in shown(prompt_lookup=False)
+    assert "only forms and predictions are drafted" in shown(recycling=False, prompt_lookup=False)
+
+
 def test_the_banner_tells_how_large_trees_are() -> None:
     def shown(tree_sizes: tuple[int, ...]) -> str:
         info = msgspec.structs.replace(INFO, tree_sizes=tree_sizes)

@@ -42,7 +42,11 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
     [
         ({"port": "80000"}, "--port (MEDUSA_PORT): Input should be less than or equal to 65535, got '80000'"),
         ({"dtype": "float8"}, "--dtype"),
-        ({"tree_nodes": "many"}, "--tree-nodes"),
+        (
+            {"tree_nodes": "many"},
+            "--tree-nodes (MEDUSA_TREE_NODES): give a whole number of 1 or more, or auto, got 'many'",
+        ),
+        ({"tree_nodes": "0"}, "--tree-nodes (MEDUSA_TREE_NODES): Input should be greater than or equal to 1"),
         ({"prefix_cache": "-1"}, "--prefix-cache (MEDUSA_PREFIX_CACHE): Input should be greater than or equal to 0"),
         ({"tree": "tall"}, "--tree (MEDUSA_TREE): Input should be 'dynamic' or 'static'"),
         ({"quantize": "int3"}, "--quantize (MEDUSA_QUANTIZE): Input should be 'none', 'int8', 'int4'"),
