@@ -75,6 +75,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         heads.choose_lm_head_kernel(backbone.kernels.multiply_by_int8)
         if config.fuse:
             heads.join_blocks(backbone.kernels.multiply_by)
+    else:
+        _name_what_needs_heads(config)
     if calibration is None and stored is not None:
         calibration = _find_calibration(stored.parent)
     temperatures = _temperatures(calibration, heads.config.num_heads if heads is not None else 0, device)
@@ -127,6 +129,13 @@ def _drafted(count: int, backbone: Backbone, eos: int | list[int] | None) -> tor
     return torch.tensor(sorted(tokens), device=backbone.device)
 
 
+def _name_what_needs_heads(config: EngineConfig) -> None:
+    """Nothing else would show that these options change nothing."""
+    asked = {"tree": config.tree == "static", "draft_vocabulary": config.draft_vocabulary is not None}
+    for name in [name for name, is_asked in asked.items() if is_asked]:
+        _log.warning("%s is %s, which concerns heads alone, and there are none", name, getattr(config, name))
+
+
 def _tree_size(
     config: EngineConfig, calibration: Calibration | None, place: Place, weights: Judgement | None
 ) -> tuple[int, str]:
@@ -137,7 +146,7 @@ def _tree_size(
     nodes, reason = choose_nodes(calibration, place, default_nodes(_DEFAULT_TREE_NODES[device], weights))
     if config.tree_nodes is not None:
         nodes, reason = config.tree_nodes, "as asked for"
-    _log.info("%s trees of %d nodes: %s", config.tree, nodes, reason)
+    _log.info("where their size is fixed, trees are %s and have %d nodes: %s", config.tree, nodes, reason)
     return nodes, reason
 
 

@@ -100,6 +100,19 @@ def test_sizes_are_chosen_from_unless_one_is_fixed_or_nobody_drafts(tmp_path: Pa
         assert Engine.load(config).info.tree_sizes[0] == 1
 
 
+def test_options_for_heads_are_named_where_there_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = calibrated_folder(tmp_path)
+    config = EngineConfig(model=str(folder), tree="static", tree_nodes=4, draft_vocabulary=9, self_test=False)
+    Engine.load(config)
+    assert "there are none" not in caplog.text
+    shutil.rmtree(folder / "heads")
+
+    Engine.load(config)
+
+    assert "tree is static, which concerns heads alone" in caplog.text
+    assert "draft_vocabulary is 9, which concerns heads alone" in caplog.text
+
+
 def test_a_static_tree_has_one_shape_and_changes_no_token(tmp_path: Path) -> None:
     engine = Engine.load(EngineConfig(model=str(calibrated_folder(tmp_path)), tree="static", tree_nodes=6))
     plain = run(engine, PROMPT, max_tokens=20, ignore_eos=True, speculation=SpeculationParams(mode="off"))
