@@ -33,6 +33,8 @@ _LANES = 8
 _MOST_ROWS = 32
 # Sums of more of them could leave 32 bits.
 _MOST_INT8_PRODUCTS = 8192
+# Products within one attention that one thread has computed before several have begun.
+_MOST_ALONE = 2**20
 _BUILD_TIMEOUT_S = 60.0
 _CLEARLY = 0.95
 _TRIAL_ROWS, _TRIALS = (1, 8), 4
@@ -133,7 +135,8 @@ class NativeKernels:
         num_rows, num_heads, dim = heads.shape
         num_kv_heads, capacity = kept.shape[1:3]
         folded, visible = mask.shape[-2:]
-        if num_rows > _MOST_ROWS or dim % _LANES or visible < _LANES:
+        is_short = torch.get_num_threads() == 1 or folded * visible * num_kv_heads * dim <= _MOST_ALONE
+        if num_rows > _MOST_ROWS or dim % _LANES or visible < _LANES or not is_short:
             return self._others.attend(heads, kept, places, mask, scaling)
         num_queries = num_heads - 2 * num_kv_heads
         result, scratch = heads.new_empty(num_rows, num_queries * dim), heads.new_empty(folded * (visible + dim))

@@ -137,6 +137,20 @@ def test_attention_equals_torchs(
     assert torch.equal(other, buffer)
 
 
+def test_long_attention_is_left_to_torch_where_that_has_several_threads(native: NativeKernels) -> None:
+    def is_torchs(threads: int, visible: int) -> bool:
+        torch.set_num_threads(threads)
+        heads, kept, mask = random(8, 16, 64), random(2, 4, 1024, 64), torch.zeros(1, 1, 16, visible)
+        found, expected = (by.attend(heads, kept, torch.arange(8), mask, 0.1) for by in (native, TORCH))
+        return torch.equal(found, expected)
+
+    before = torch.get_num_threads()
+    try:
+        assert [is_torchs(1, 1024), is_torchs(2, 64), is_torchs(2, 1024)] == [False, False, True]
+    finally:
+        torch.set_num_threads(before)
+
+
 def a_compiler() -> str:
     found = shutil.which("cc")
     if found is None:
