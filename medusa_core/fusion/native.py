@@ -190,7 +190,7 @@ def _fastest(ways: Sequence[Callable[[Tensor], Multiply]], weight: Tensor) -> in
     More of them than caches hold, so that each product finds its weight in memory, as in a step. An earlier way is kept
     unless a later one is clearly faster: results differ in their last bits, and chance should not choose.
     """
-    copies = [weight.clone() for _ in range(min(_MOST_COPIES, 1 + _CACHES // weight.nbytes))]
+    copies = [weight, *(weight.clone() for _ in range(min(_MOST_COPIES, _CACHES // weight.nbytes)))]
     best, least = 0, math.inf
     for index, way in enumerate(ways):
         products = [way(copy) for copy in copies]
