@@ -75,6 +75,23 @@ def test_the_kernel_that_is_chosen_drafts_what_the_heads_say() -> None:
     assert float((heads(rows) - exact).abs().max()) < 0.03 * float(exact.abs().max())
 
 
+@pytest.mark.parametrize("fastest", ["as loaded", "from elsewhere", "torch's"])
+def test_the_fastest_of_three_kernels_is_kept(fastest: str) -> None:
+    made = {name: random_heads(base(200, 64), 3, shared=False) for name in ("as loaded", "from elsewhere", "torch's")}
+    if not made["torch's"].quantize_lm_heads():
+        pytest.skip("this torch has no product of int8 weights")
+    made["from elsewhere"].quantize_lm_heads(lambda weight, scales: lambda rows: torch.ones(len(rows), len(weight)))
+    row = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    heads, tried = random_heads(base(200, 64), 3, shared=False), iter(made)
+
+    heads.choose_lm_head_kernel(
+        lambda weight, scales: lambda rows: torch.ones(len(rows), len(weight)),
+        lambda measured, zeros: 1.0 if next(tried) == fastest else 2.0,
+    )
+
+    assert torch.equal(heads(row), made[fastest](row))
+
+
 def test_an_lm_head_of_another_shape_is_refused() -> None:
     with pytest.raises(HeadsMismatch, match=r"hidden size 8 and vocabulary 40 .* \[40, 16\]"):
         DraftHeads(HeadsConfig(2, 1, 8, 40, True), base())
