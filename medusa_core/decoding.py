@@ -127,6 +127,8 @@ def accept_and_commit(
 ) -> tuple[Acceptance, DraftState]:
     """Accept a path, move its rows to the front, and return what was emitted with the state of the next step.
 
+    Mutates the cache.
+
     allowed: [N, V] bool, what a grammar allows at each node; None without one.
     """
     logits = adjustments.apply(verified.forward.logits, verified.tree, state.past, state.counts, allowed)

@@ -69,7 +69,7 @@ class Successors:
 
 
 class Memory:
-    """Buffers on the device.
+    """Buffers on the device, for a vocabulary of `vocab_size` tokens.
 
     outcomes:   [kinds, 2] float32, of the drafted nodes whose parent was accepted, how many were accepted themselves
                 and how many there were, both fading.

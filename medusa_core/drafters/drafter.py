@@ -36,7 +36,7 @@ class DraftState:
     history: [S] int64, the token of each position up to the root's, then anything; only lookup needs it.
     grammar: what may and what must come next; None for an answer without a grammar.
     sampler: with whose noise tokens will be drawn, for drafts that are to agree with it; None when drawn without any.
-    memory:  what earlier steps taught, changed in place by every step; None learns nothing, and is for heads alone.
+    memory:  what earlier steps taught, changed in place by those who draft; None is for heads alone and no sampler.
     """
 
     root: Tensor

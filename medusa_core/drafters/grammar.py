@@ -32,7 +32,9 @@ def forced_span(tokens: Sequence[int], depth: int, device: torch.device) -> Prop
     span = list(tokens[:depth])
     missing = depth - len(span)
     kinds = [kind_of("grammar", 0)] * len(span) + [NOTHING] * missing
-    return Proposal(torch.tensor([*span, *[0] * missing], device=device), torch.tensor(kinds, device=device))
+    # one copy to the device, of whole numbers also where there are none
+    tokens, sureness = torch.tensor([[*span, *[0] * missing], kinds], dtype=torch.long, device=device)
+    return Proposal(tokens, sureness)
 
 
 class GrammarBranch:

@@ -19,6 +19,7 @@ def test_a_span_longer_than_a_branch_is_cut() -> None:
 
 def test_where_there_is_a_choice_nothing_is_forced() -> None:
     assert forced_span([], 2, CPU).kinds.tolist() == [NOTHING] * 2
+    assert forced_span([], 0, CPU).tokens.dtype == torch.long
 
 
 def test_allowed_tokens_share_the_first_heads_whole_probability() -> None:
