@@ -33,8 +33,8 @@ def forced_span(tokens: Sequence[int], depth: int, device: torch.device) -> Prop
     missing = depth - len(span)
     kinds = [kind_of("grammar", 0)] * len(span) + [NOTHING] * missing
     # one copy to the device, of whole numbers also where there are none
-    tokens, sureness = torch.tensor([[*span, *[0] * missing], kinds], dtype=torch.long, device=device)
-    return Proposal(tokens, sureness)
+    both = torch.tensor([[*span, *[0] * missing], kinds], dtype=torch.long, device=device)
+    return Proposal(both[0], both[1])
 
 
 class GrammarBranch:
