@@ -62,7 +62,7 @@ static inline lanes sums(const lanes *a) {
             result[n * out + o] = added ? added[n * stride + o] + total[o * ROWS + n] : total[o * ROWS + n];           \
     }
 
-/* Outputs first .. last - 1 of as many rows as make whole tiles; the last tile is moved back where it would hang over. */
+/* Outputs first .. last - 1 of as many rows as make whole tiles; a last tile that would hang over is moved back. */
 #define PASS(NAME, OUTS, ROWS)                                                                                         \
     for (; row + ROWS <= num_rows; row += ROWS)                                                                        \
         for (long o = first; o < last; o += OUTS) {                                                                    \
@@ -116,13 +116,14 @@ void rms_norm(const float *rows, const float *weight, float *result, long num_ro
         float total = 0;
         for (int i = 0; i < LANES; i++) total += squares[i];
         float scale = 1.0f / sqrtf(total / width + eps);
-        for (long k = 0; k < width; k += LANES) store(result + k, load_float(rows + k) * scale * load_float(weight + k));
+        for (long k = 0; k < width; k += LANES)
+            store(result + k, load_float(rows + k) * scale * load_float(weight + k));
     }
 }
 
-/* e^x for x <= 0, 1.6e-38 where it is smaller; relative error below 2e-7 (Cephes' polynomial). */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+/* e^x for x <= 0, 0 where it is below 1.6e-38; relative error below 2e-7 (Cephes' polynomial). */
+static inline float exponential(float power) {
+    float x = power < -87.0f ? -87.0f : power;
     float whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest integer, by rounding */
     float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     float series = 1.9875691500e-4f;
@@ -131,8 +132,8 @@ static inline float exponential(float x) {
     series = series * rest + 4.1665795894e-2f;
     series = series * rest + 1.6666665459e-1f;
     series = series * rest + 5.0000001201e-1f;
-    union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23}; /* 2 to that integer */
-    return (series * rest * rest + rest + 1.0f) * power.value;
+    union { uint32_t bits; float value; } scale = {((uint32_t)(int32_t)whole + 127) << 23}; /* 2 to that integer */
+    return power < -87.0f ? 0.0f : (series * rest * rest + rest + 1.0f) * scale.value;
 }
 
 /* result [rows, width] = silu(gate) * up of rows [rows, 2 * width], gates first. */
@@ -186,7 +187,7 @@ static void exponentials(float *scores, long width) {
             total[0] += one[s];                                                                                        \
             total[1] += two[s];                                                                                        \
             UNROLL for (int part = 0; part < PARTS; part++) {                                                          \
-                lanes value = load_float(values + s * dim + part * LANES);                                                   \
+                lanes value = load_float(values + s * dim + part * LANES);                                             \
                 sum[0][part] += one[s] * value;                                                                        \
                 sum[1][part] += two[s] * value;                                                                        \
             }                                                                                                          \

@@ -233,6 +233,7 @@ def build_with(compilers: Iterable[str], scratch: Path | None) -> ctypes.CDLL | 
                 return _load(library)
         except (OSError, AttributeError, subprocess.SubprocessError) as reason:
             _log.info("%s builds no kernels: %s", compiler, " ".join(str(reason).split())[:300])
+    _log.info("no compiler here builds kernels for small models; they run on torch's")
     return None
 
 

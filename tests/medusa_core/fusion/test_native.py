@@ -137,6 +137,14 @@ def test_attention_equals_torchs(
     assert torch.equal(other, buffer)
 
 
+def test_rows_that_a_mask_hides_weigh_nothing_whatever_stands_there(native: NativeKernels) -> None:
+    heads, kept, mask = random(2, 6, 16), random(2, 1, 40, 16), torch.zeros(1, 1, 8, 40)
+    kept[1, :, 10:20], mask[..., 10:20] = 1e38, torch.finfo(torch.float32).min
+    found, expected = (by.attend(heads, kept, torch.tensor([5, 6]), mask, 0.2) for by in (native, TORCH))
+
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_long_attention_is_left_to_torch_where_that_has_several_threads(native: NativeKernels) -> None:
     def is_torchs(threads: int, visible: int) -> bool:
         torch.set_num_threads(threads)
