@@ -35,7 +35,11 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral, window": ("mistral", {}),
+    "mixtral, experts of another form": ("mixtral", {}),
+    "ministral3, scaled behind the context only": ("ministral3", {}),
     "gemma, norms of its own": ("gemma", {}),
+    "granite, scores scaled": ("granite", {"attention_multiplier": 0.2}),
+    "olmo, norms without weights": ("olmo", {}),
     "phi3, joint weights": ("phi3", {}),
     "phi3, partly rotary": ("phi3", {"partial_rotary_factor": 0.5}),
     "qwen2, biases": ("qwen2", {}),
@@ -51,6 +55,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3, head norms": ("qwen3", {}),
     "qwen3_moe, experts": ("qwen3_moe", EXPERTS),
     "smollm3, layers without positions": ("smollm3", {"no_rope_layers": [1, 0]}),
+    "stablelm, norms with biases, partly rotary": ("stablelm", {}),
     "starcoder2, another mlp": ("starcoder2", {}),
 }
 
