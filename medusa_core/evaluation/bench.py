@@ -83,7 +83,7 @@ def bench(
     out: Path | None = None,
     watch: Watch = unwatched,
 ) -> BenchReport:
-    """Load a model with its heads and compare how fast it decodes; writes JSON and pictures to the folder `out`."""
+    """Load a model and compare how fast it decodes; writes JSON and pictures to the folder `out`."""
     if out is not None:
         prepare_folder(out)
     codec = TextCodec.load(config.model, chat_template)
@@ -110,15 +110,14 @@ def contestants(engine: Engine, plan: BenchPlan) -> list[Contestant]:
         found.append(Contestant("transformers.generate", "transformers", None, GeneratePeer.load(engine.info)))
     found.append(Contestant("plain", "plain", 1, EnginePeer(engine, SpeculationParams(mode="off"))))
     nodes = plan.nodes if plan.nodes is not None else _NODES[engine.info.device.partition(":")[0]]
-    if engine.info.num_heads > 0:
-        if plan.with_static and engine.info.calibration is not None:
-            found += [
-                Contestant(f"static N={n}", "static", n, EnginePeer(engine, SpeculationParams("static", n)))
-                for n in nodes
-            ]
+    if plan.with_static and engine.info.calibration is not None:
         found += [
-            Contestant(f"dynamic N={n}", "dynamic", n, EnginePeer(engine, SpeculationParams("tree", n))) for n in nodes
+            Contestant(f"static N={n}", "static", n, EnginePeer(engine, SpeculationParams("static", n))) for n in nodes
         ]
+    # without heads they are filled by lookup and recycling
+    found += [
+        Contestant(f"dynamic N={n}", "dynamic", n, EnginePeer(engine, SpeculationParams("tree", n))) for n in nodes
+    ]
     return found
 
 

@@ -101,7 +101,7 @@ def verify(
     chat_template: Path | None = None,
     watch: Watch = unwatched,
 ) -> VerifyReport:
-    """Load a model with its heads and compare every answer; raises ConfigurationError where there are no heads."""
+    """Load a model and compare every answer; see verify_answers."""
     codec = TextCodec.load(config.model, chat_template)
     read = read_prompts(prompts, codec)
     if plan.limit is not None:
@@ -119,10 +119,12 @@ def verify_answers(
     skipped: int = 0,
     watch: Watch = unwatched,
 ) -> VerifyReport:
-    """Answer every prompt at every temperature with trees and plainly."""
-    if engine.info.num_heads == 0 or engine.info.tree_nodes == 1:
-        reason = "the trees have one node" if engine.info.num_heads > 0 else "there are no draft heads"
-        raise ConfigurationError(f"{reason}, so nothing is speculated; name heads with --heads, or take more nodes")
+    """Answer every prompt at every temperature with trees and plainly.
+
+    Raises ConfigurationError where trees have no room for a draft.
+    """
+    if engine.info.tree_nodes == 1:
+        raise ConfigurationError("the trees have one node, so nothing is speculated; take more with --tree-nodes")
     # with trees of one size at every step, also where none would be used
     mode: SpeculationMode = "static" if engine.info.tree == "static" else "tree"
     plain, trees = (EnginePeer(engine, SpeculationParams(mode)) for mode in ("off", mode))

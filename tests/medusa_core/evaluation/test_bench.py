@@ -99,7 +99,12 @@ def test_peers_take_turns_prompt_by_prompt() -> None:
 
 def test_static_trees_run_where_the_heads_are_calibrated_only() -> None:
     assert [peer.name for peer in contestants(mock_engine(), QUICK)] == ["plain", "dynamic N=4", "dynamic N=8"]
-    assert [peer.name for peer in contestants(mock_engine(has_heads=False), QUICK)] == ["plain"]
+
+
+def test_without_heads_dynamic_trees_run_all_the_same() -> None:
+    engine = mock_engine(has_heads=False)
+
+    assert [peer.name for peer in contestants(engine, QUICK)] == ["plain", "dynamic N=4", "dynamic N=8"]
 
 
 def test_a_sampled_comparison_draws_the_same_tokens_with_every_tree() -> None:

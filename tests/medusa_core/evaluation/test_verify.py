@@ -85,9 +85,13 @@ def test_in_bfloat16_a_divergence_is_told_and_breaks_no_promise(codec: TextCodec
     assert not report.has_failed
 
 
-def test_without_heads_there_is_nothing_to_verify(codec: TextCodec) -> None:
-    with pytest.raises(ConfigurationError, match="there are no draft heads"):
-        verify_answers(mock_engine(has_heads=False), codec, PROMPTS, VerifyPlan())
+def test_trees_without_heads_are_verified_too(codec: TextCodec) -> None:
+    report = verify_answers(mock_engine(has_heads=False), codec, PROMPTS, VerifyPlan(max_tokens=12))
+
+    assert (report.heads, report.divergences, report.tokens > 0) == (None, (), True)
+
+
+def test_with_trees_of_one_node_there_is_nothing_to_verify(codec: TextCodec) -> None:
     with pytest.raises(ConfigurationError, match="the trees have one node"):
         verify_answers(mock_engine(tree_nodes=1), codec, PROMPTS, VerifyPlan())
 
