@@ -66,7 +66,7 @@ def test_cache_memory_follows_max_context_and_not_the_models_positions(tmp_path:
     engine = Engine.load(EngineConfig(model=saved(tmp_path), max_context=40))
 
     assert engine.info.max_context == 40
-    assert engine._cache.rows < 70
+    assert engine._cache.rows <= 128, "the context, a tree behind it, rounded up to 64"
 
 
 def test_bin_weights_load_and_answer_like_safetensors(tmp_path: Path) -> None:
