@@ -23,7 +23,9 @@ def generate(
     quantize: Quantize = "none",
     adapter: Adapter = True,
     max_context: MaxContext = None,
-    tree_nodes: Annotated[int | None, typer.Option(min=1, help="nodes of one verified tree")] = None,
+    tree_nodes: Annotated[
+        int | None, typer.Option(min=1, help="nodes of one verified tree; left out: the fastest at every step")
+    ] = None,
     threads: Threads = None,
     chat_template: ChatTemplate = None,
     raw: Annotated[bool, typer.Option("--raw", help="continue the text instead of answering it as a chat")] = False,
