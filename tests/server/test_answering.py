@@ -15,8 +15,7 @@ from server.grammars import Grammars
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields
 from server.worker.client import WorkerClient, WorkerState
-from server.worker.messages import Load
-from tests.server.worker_info import INFO
+from tests.server.worker_info import INFO, LOAD
 from tests.tiny_tokenizers import save_byte_level
 
 
@@ -69,26 +68,7 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
 
 
 def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
-    load = Load(
-        "m",
-        None,
-        "cpu",
-        "float32",
-        None,
-        None,
-        "dynamic",
-        True,
-        None,
-        True,
-        None,
-        None,
-        True,
-        "none",
-        True,
-        "auto",
-        "info",
-    )
-    worker = WorkerClient(load, queue_size, metrics)
+    worker = WorkerClient(LOAD, queue_size, metrics)
     worker.info, worker.state = INFO, WorkerState("ready", "", 1.0)
     return Answering(worker, codec, Grammars(codec), metrics, "m", 0, timeout_s=0.2)
 

@@ -1,6 +1,6 @@
-"""What a loaded engine may say of itself."""
+"""What a worker may be told to load, and what a loaded engine may say of itself."""
 
-from server.worker.messages import WorkerInfo
+from server.worker.messages import Load, WorkerInfo
 
 INFO = WorkerInfo(
     "demo",
@@ -19,4 +19,24 @@ INFO = WorkerInfo(
     "as asked for",
     "none",
     None,
+)
+
+LOAD = Load(
+    model="demo",
+    heads=None,
+    device="cpu",
+    dtype="auto",
+    max_context=None,
+    tree_nodes=None,
+    tree="dynamic",
+    prompt_lookup=True,
+    draft_vocabulary=None,
+    recycling=True,
+    prefix_cache=None,
+    num_threads=None,
+    compile=True,
+    quantize="none",
+    adapter=True,
+    runner="auto",
+    log_level="info",
 )

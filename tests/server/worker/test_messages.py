@@ -20,6 +20,7 @@ from server.worker.messages import (
     decode_to_worker,
     encode,
 )
+from tests.server.worker_info import LOAD
 
 STEP = StepStats({"heads": 7}, [], [True], 0.1, {"verify": 0.05})
 GENERATE = Generate(
@@ -41,25 +42,7 @@ GENERATE = Generate(
 @pytest.mark.parametrize(
     "message",
     [
-        Load(
-            "demo",
-            None,
-            "cpu",
-            "auto",
-            None,
-            None,
-            "dynamic",
-            True,
-            None,
-            True,
-            None,
-            None,
-            True,
-            "none",
-            True,
-            "auto",
-            "info",
-        ),
+        LOAD,
         GENERATE,
         Cancel(2**40),
         Shutdown(),

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 import pytest
+from msgspec.structs import replace
 
 from server.worker.messages import (
     Cancel,
@@ -13,7 +14,6 @@ from server.worker.messages import (
     Failed,
     FromWorker,
     Generate,
-    Load,
     LoadFailed,
     Ready,
     Sampling,
@@ -25,6 +25,7 @@ from server.worker.messages import (
 )
 from server.worker.process import run
 from tests.server import fake_engine
+from tests.server.worker_info import LOAD
 
 Worker = tuple[SpawnProcess, Connection]
 
@@ -62,25 +63,7 @@ def worker() -> Iterator[Worker]:
 
 
 def load(connection: Connection, heads: str | None = None) -> FromWorker:
-    asked = Load(
-        "tiny",
-        heads,
-        "cpu",
-        "auto",
-        None,
-        None,
-        "dynamic",
-        True,
-        None,
-        True,
-        None,
-        None,
-        True,
-        "none",
-        True,
-        "auto",
-        "info",
-    )
+    asked = replace(LOAD, model="tiny", heads=heads)
     connection.send_bytes(encode(asked))
     return until_the_end(connection)[-1]
 
