@@ -15,7 +15,7 @@ def test_an_answer_counts_what_its_steps_emitted_and_not_the_prompts_token() -> 
 
     assert list(answer.tokens) == PLAIN[:13]
     assert (answer.step_tokens, len(answer.step_seconds), dict(answer.accepted)) == (12, 3, {"heads": 9})
-    assert answer.seconds >= sum(answer.step_seconds) > 0.0
+    assert answer.seconds > 0.0 and min(answer.step_seconds) > 0.0
     assert tokens_per_step([answer]) == 4.0
 
 
