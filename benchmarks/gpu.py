@@ -23,7 +23,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,6 +30,7 @@ from benchmarks.on_gpu.models import SHAPES, SMOKE
 from benchmarks.on_gpu.parts import PARTS, SHARES, Setting
 from benchmarks.on_gpu.timing import Budget
 from medusa_core.evaluation.machine import machine
+from medusa_core.evaluation.spread import rounded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,15 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with as many digits as mean something."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

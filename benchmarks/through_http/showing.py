@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.through_http.figures import Found, StreamFigures
 from medusa_core.evaluation.machine import machine
+from medusa_core.evaluation.spread import rounded
 
 __all__ = ["document_of", "print_table", "write_document"]
 
@@ -49,15 +50,6 @@ def cell(value: float | None, width: int, decimals: int) -> str:
 def document_of(benchmark: str, found: Sequence[Found], facts: Mapping[str, Any]) -> dict[str, Any]:
     """All of it as JSON holds it."""
     return {"benchmark": benchmark, **facts, "machine": machine(), "sets": [rounded(asdict(one)) for one in found]}
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with as many digits as mean something."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_document(document: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-from medusa_core.evaluation.spread import Spread, spread
+from medusa_core.evaluation.spread import Spread, rounded, spread
 
 
 def test_the_percentiles_are_values_that_occurred() -> None:
@@ -7,3 +7,7 @@ def test_the_percentiles_are_values_that_occurred() -> None:
 
 def test_one_value_is_all_three() -> None:
     assert spread([2.5]) == Spread(2.5, 2.5, 2.5)
+
+
+def test_numbers_keep_five_digits_wherever_they_stand() -> None:
+    assert rounded({"a": [1.23456789, 7], "b": (0.000123456, "x")}) == {"a": [1.2346, 7], "b": [0.00012346, "x"]}
