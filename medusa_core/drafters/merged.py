@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medusa_core.drafters.coupling import known_noise, upcoming_noise
+from medusa_core.drafters.coupling import upcoming_noise
 from medusa_core.drafters.drafter import DraftState
 from medusa_core.drafters.medusa import head_log_probs
 from medusa_core.heads import DraftHeads
@@ -60,8 +60,6 @@ class MergedDrafter:
             is_forbidden = is_first & ~state.grammar.allowed.index_select(0, proposed.tokens)
             proposed = replace(proposed, kinds=proposed.kinds.masked_fill(is_forbidden, NOTHING))
         log_chances = state.memory.log_chances()[proposed.kinds]
-        if noise is not None:
-            log_chances = known_noise(log_chances, noise[self._nodes.proposed_depths - 1, proposed.tokens])
         return replace(self._nodes.build(state.root, log_probs, proposed, log_chances), noise=noise)
 
     @torch.inference_mode()

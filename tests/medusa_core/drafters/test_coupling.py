@@ -1,14 +1,12 @@
-import math
 from dataclasses import replace
 
-import pytest
 import torch
 
 from medusa_core.acceptance import Exact
 from medusa_core.drafters import DraftState, MedusaDrafter
-from medusa_core.drafters.coupling import known_noise, perturbed, upcoming_noise
+from medusa_core.drafters.coupling import perturbed, upcoming_noise
 from medusa_core.heads import DraftHeads
-from medusa_core.memory import IMPOSSIBLE, Memory
+from medusa_core.memory import Memory
 from medusa_core.sampling import Sampler, SamplingParams, gumbel_noise
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU
@@ -46,19 +44,3 @@ def test_the_noise_is_that_of_the_position_and_the_token_behind_each_column() ->
 
     expected = gumbel_noise(SAMPLER.key, torch.tensor([21, 22]), VOCAB)[:, ids]
     assert torch.equal(found.argsort(), expected.argsort())
-
-
-@pytest.mark.parametrize("chance", [0.05, 0.3, 0.9])
-def test_lucky_tokens_are_believed_more_and_unlucky_ones_less(chance: float) -> None:
-    noise = gumbel_noise(SAMPLER.key, torch.arange(400), 6)[:, 5]
-    found = known_noise(torch.full((400,), math.log(chance)), noise)
-
-    assert torch.equal(found.argsort(), noise.argsort())
-    assert bool((found <= 0).all())
-    assert float(found.min()) < math.log(chance) < float(found.max())
-
-
-def test_certainty_and_impossibility_stay_what_they_are() -> None:
-    found = known_noise(torch.tensor([0.0, IMPOSSIBLE]), torch.tensor([-2.0, 3.0]))
-
-    assert found.tolist() == [0.0, IMPOSSIBLE]
