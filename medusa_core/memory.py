@@ -2,7 +2,8 @@
 
 That is how often which kind of candidate was right, and what the model found likeliest behind each token.
 
-It only steers what is drafted, never what is emitted. Buffers that steps change in place, as they change the cache.
+It steers what is drafted, which the exact rule never lets change what is emitted. Steps change it in place, as they
+change the cache.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ SUCCESSORS = GRADES
 
 
 def kind_of(source: str, grade: int) -> int:
-    """The kind of a source's candidates of one grade, 0 for the least sure of lookup's."""
+    """The kind of a source's candidates of one grade, 0 for the least sure."""
     return GRADES * SOURCES.index(source) + grade
 
 
