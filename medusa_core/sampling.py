@@ -37,6 +37,8 @@ _RANGES = {
 _COLDEST = 1e-5
 # Below this a penalty is a ban of everything else; far below, logits overflow.
 _LEAST_REPETITION_PENALTY = 0.01
+# What is no smaller is 1 in float32, where the sum of all but the last few tokens often is, too.
+_WHOLE_MASS = 1.0 - 2.0**-25
 # Likeliest tokens that are looked at for any smaller top_k.
 _LEAST_TOP_K_BOUND = 64
 _MASK = 0xFFFFFFFF
@@ -174,7 +176,7 @@ class Filters:
             top_k=torch.tensor(top_k, device=device) if top_k is not None else None,
             # few sizes, so that few steps have to be captured
             top_k_bound=max(_LEAST_TOP_K_BOUND, 1 << (top_k - 1).bit_length()) if top_k is not None else 0,
-            top_p=number(max(params.top_p, torch.finfo(torch.float32).tiny)) if params.top_p < 1.0 else None,
+            top_p=number(max(params.top_p, torch.finfo(torch.float32).tiny)) if params.top_p < _WHOLE_MASS else None,
             min_p=number(math.log(params.min_p)) if params.min_p > 0.0 else None,
         )
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -83,6 +83,7 @@ def test_a_masked_token_is_never_drawn(seed: int, position: int, allowed: int) -
     assert draw(filtered, position, SamplingParams(seed=seed, top_k=allowed)) < allowed
 
 
+@example(0, 0.5, None, 1.0 - 2.0**-53, 0.0)
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 10_000),
