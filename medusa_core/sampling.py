@@ -37,8 +37,6 @@ _RANGES = {
 _COLDEST = 1e-5
 # Below this a penalty is a ban of everything else; far below, logits overflow.
 _LEAST_REPETITION_PENALTY = 0.01
-# What is no smaller is 1 in float32, where the sum of all but the last few tokens often is, too.
-_WHOLE_MASS = 1.0 - 2.0**-25
 # Likeliest tokens that are looked at for any smaller top_k.
 _LEAST_TOP_K_BOUND = 64
 _MASK = 0xFFFFFFFF
@@ -151,14 +149,14 @@ class Filters:
 
     temperature: [] float32; None is argmax.
     top_k:       [] int64; k stands for the k likeliest of `top_k_bound`, which is known on the host.
-    top_p:       [] float32.
+    surplus:     [] float32, 1 - top_p, which float32 tells from 0 however close to 1 that is.
     min_p:       [] float32, the logarithm.
     """
 
     temperature: Tensor | None
     top_k: Tensor | None
     top_k_bound: int
-    top_p: Tensor | None
+    surplus: Tensor | None
     min_p: Tensor | None
 
     @classmethod
@@ -176,7 +174,7 @@ class Filters:
             top_k=torch.tensor(top_k, device=device) if top_k is not None else None,
             # few sizes, so that few steps have to be captured
             top_k_bound=max(_LEAST_TOP_K_BOUND, 1 << (top_k - 1).bit_length()) if top_k is not None else 0,
-            top_p=number(max(params.top_p, torch.finfo(torch.float32).tiny)) if params.top_p < _WHOLE_MASS else None,
+            surplus=number(1.0 - params.top_p) if params.top_p < 1.0 else None,
             min_p=number(math.log(params.min_p)) if params.min_p > 0.0 else None,
         )
 
@@ -195,13 +193,13 @@ def process_logits(logits: Tensor, filters: Filters) -> Tensor:
         last = (filters.top_k - 1).clamp(max=likeliest.shape[-1] - 1)
         # an index of one entry: one of no dimension would be read by the host
         logits = logits.masked_fill(logits < likeliest.index_select(-1, last.reshape(1)), -math.inf)
-    if filters.top_p is not None:
+    if filters.surplus is not None:
         # stable: ties keep the order of token ids, so the kept set does not depend on the number of rows
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
-        # a token stays while the mass before it is below top_p, so the likeliest one always stays
-        surplus = (probabilities.cumsum(dim=-1) - probabilities) >= filters.top_p
-        logits = logits.masked_fill(torch.zeros_like(surplus).scatter(-1, order, surplus), -math.inf)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices.flip(-1)
+        # from the least likely on, so that small masses are not lost beside large ones; the likeliest always stays
+        is_surplus = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) <= filters.surplus
+        is_surplus[..., -1] = False
+        logits = logits.masked_fill(torch.zeros_like(is_surplus).scatter(-1, order, is_surplus), -math.inf)
     if filters.min_p is not None:
         threshold = logits.amax(dim=-1, keepdim=True) + filters.min_p
         logits = logits.masked_fill(logits < threshold, -math.inf)

@@ -84,6 +84,7 @@ def test_a_masked_token_is_never_drawn(seed: int, position: int, allowed: int) -
 
 
 @example(0, 0.5, None, 1.0 - 2.0**-53, 0.0)
+@example(0, 0.25, None, 1.0 - 2.0**-53, 0.0)
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 10_000),
