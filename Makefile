@@ -7,7 +7,7 @@ CLIENTS_STAMP := .venv-clients/.installed
 NODE_CLIENTS := .work/clients/node
 NODE_STAMP := $(NODE_CLIENTS)/.installed
 
-.PHONY: setup serve test test-clients lint bench bench-peers demo clean
+.PHONY: setup serve test test-faults test-deploy test-ray test-clients image-test lint bench bench-peers demo clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,18 @@ serve: setup  ## the demo model on 127.0.0.1:8000
 # One process a core, each computing with one thread; a file's tests stay together, for the server they may share.
 test: setup  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+test-faults: setup tools  ## crashes, hangs, load, attacks: minutes, with real processes and the demo model
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
+
+test-deploy: setup tools  ## docker/ and deploy/: linted, validated, and scraped by a real Prometheus
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/deploy
+
+# Prometheus to scrape with and a clock to turn, from Debian's packages where they are missing.
+.PHONY: tools
+tools:
+	command -v promtool > /dev/null && command -v prometheus > /dev/null && command -v faketime > /dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus faketime > /dev/null; }
 
 test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
 	$(CLIENTS)/pytest tests/clients

@@ -320,11 +320,11 @@ def test_a_public_function_with_a_tensor_gives_its_shape(module: str) -> None:
     assert without == []
 
 
-def readme_tree() -> set[str]:
-    """Paths in the README's tree: one name a line, two spaces for each level, then what it is for."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def described_tree() -> set[str]:
+    """Paths in the tree of docs/CONTRIBUTING.md: one name a line, two spaces for each level, then what it is for."""
+    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     found = re.search(r"^## The tree\n.*?^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert found is not None, "the README has no tree"
+    assert found is not None, "the page has no tree"
     paths, folders = set(), []
     for line in found[1].splitlines():
         name = line.split()[0]
@@ -336,7 +336,7 @@ def readme_tree() -> set[str]:
 
 def real_tree() -> set[str]:
     """Top-level entries and, of the two packages, every module and folder."""
-    hidden = {".git", ".venv", ".venv-clients", ".work", "build", "dist"}
+    hidden = {".git", ".venv", ".venv-clients", ".venv-ray", ".work", "build", "dist"}
 
     def entries(folder: Path) -> Iterator[Path]:
         for entry in folder.iterdir():
@@ -349,5 +349,5 @@ def real_tree() -> set[str]:
     return {entry.relative_to(ROOT).as_posix() + ("/" if entry.is_dir() else "") for entry in found}
 
 
-def test_the_readmes_tree_is_the_real_tree() -> None:
-    assert readme_tree() == real_tree()
+def test_the_described_tree_is_the_real_tree() -> None:
+    assert described_tree() == real_tree()

@@ -94,9 +94,9 @@ def test_the_answer_in_the_terminal_is_shown_with_its_tokens_per_step(tmp_path: 
 
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
-    assert {words[1] for words in commands("make")} | set(re.findall(r"`make (\w+)`", README)) <= targets
+    assert {words[1] for words in commands("make")} | set(re.findall(r"`make ([\w-]+)`", README)) <= targets
 
 
 def test_every_file_that_is_named_exists() -> None:
