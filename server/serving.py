@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from medusa_core.errors import ConfigurationError, MedusaError
-from medusa_core.text import TextCodec
-from server.app import create_app, create_worker, http_config
-from server.metrics import Metrics
+from server.app import http_config
+from server.assembly import assemble
 from server.settings import ENV_PREFIX, Settings
 from server.worker.client import WorkerClient
 from server.worker.messages import WorkerInfo
@@ -126,17 +125,16 @@ async def _serve(settings: Settings, listener: socket.socket, factory: str, cons
             worker.drain(max(0.0, settings.shutdown_timeout_s - FAREWELL_S))
             await super().shutdown(sockets)
 
-    codec = await asyncio.to_thread(TextCodec.load, settings.model, settings.chat_template)
-    metrics = Metrics(settings.served_name, settings.queue_size)
-    worker = create_worker(settings, metrics, factory)
-    server = DrainingServer(http_config(create_app(settings, worker, codec, metrics), settings))
+    assembly = await asyncio.to_thread(assemble, settings, factory)
+    worker = assembly.worker
+    server = DrainingServer(http_config(assembly.app, settings))
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_watch_loading(worker, console))
     try:
         await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             info, port = loading.result(), listener.getsockname()[1]
-            text = banner(settings, info, port, codec.has_chat_template)
+            text = banner(settings, info, port, assembly.codec.has_chat_template)
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         await serving
     except MedusaError:

@@ -36,6 +36,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"cli"},
         {"commands"},
         {"serving"},
+        {"assembly"},
         {"app"},
         {"routes"},
         {"answering"},
