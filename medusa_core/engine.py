@@ -116,11 +116,15 @@ class Engine:
         return engine
 
     def device_memory(self) -> dict[str, int]:
-        """Bytes of the device that are allocated and reserved; empty on a CPU."""
+        """Bytes of the device that are allocated, reserved and there in all; empty on a CPU."""
         if self._backbone.device.type != "cuda":
             return {}
         device = self._backbone.device
-        return {"allocated": torch.cuda.memory_allocated(device), "reserved": torch.cuda.memory_reserved(device)}
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "total": torch.cuda.get_device_properties(device).total_memory,
+        }
 
     def forget(self) -> None:
         """Drop what is held of earlier sequences: their rows, and what drafting learnt from them."""

@@ -22,7 +22,7 @@ from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
 from server.answering import ARRIVED, CLIENT_CLOSED_REQUEST, Answering, ClientGone
 from server.auth import OPEN_PATHS, ApiKeyGuard
-from server.errors import BodyTooLarge, error_response, problem_of
+from server.errors import PROBLEMS, BodyTooLarge, error_response, problem_of
 from server.grammars import Grammars
 from server.metrics import Metrics
 from server.openapi import describe
@@ -192,5 +192,8 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app.include_router(models_router(answering))
     app.include_router(tokenize_router(answering))
     app.include_router(ops_router(worker, metrics))
+    statuses = {200, *(problem.status for problem in PROBLEMS.values())}
+    for route in ("/v1/chat/completions", "/v1/completions"):
+        metrics.expect_http(route, "POST", sorted(statuses))
     describe(app, OPEN_PATHS, needs_key=bool(keys))
     return app

@@ -1,8 +1,13 @@
-"""Prometheus metrics, collected in the server's process: names, labels and buckets in one place."""
+"""Prometheus metrics, collected in the server's process: names, labels and buckets in one place.
+
+A series that is born with its first event hides that event: a rate needs a value before it. So every label with a
+closed set of values begins with all of them, at zero.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
+from itertools import product
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -15,6 +20,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from server.worker.messages import PromptStats, StepStats, WorkerInfo
 
@@ -29,6 +36,27 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 PHASE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 # One worker per server; replicas are told apart by their scrape target.
 WORKER = "0"
+
+# The values of closed labels. A step's phases are none of them: where steps are recorded nobody can time them.
+MODES = ("tree", "static", "chain", "off")
+SOURCES = ("heads", "lookup", "recycling", "prediction", "grammar")
+ENDPOINTS = ("chat", "completions")
+FINISH_REASONS = ("stop", "length", "tool_calls", "abort", "error", "timeout")
+REJECTIONS = ("queue_full", "too_large", "auth", "invalid", "draining", "rate_limited")
+STAGES = ("queued", "prefill", "decode")
+RESTARTS = ("crash", "oom", "hang", "manual")
+
+
+class _WithoutBirthdays(Collector):
+    """A registry without the time at which each series was made: half of the page, and Prometheus has no use for it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 def _one_two_five(limit: int) -> list[float]:
@@ -104,7 +132,11 @@ class ModelMetrics:
         self._accepted = Counter(
             "medusa_accepted_tokens", "draft tokens accepted, by source", labels, registry=registry
         )
-        self._steps = Counter("medusa_decode_steps", "verifying forwards", ["model_name", "mode"], registry=registry)
+        labels = ["model_name", "mode"]
+        self._steps = Counter("medusa_decode_steps", "verifying forwards", labels, registry=registry)
+        self._step_seconds = Counter(
+            "medusa_decode_seconds", "time of the steps whose tokens were delivered", labels, registry=registry
+        )
         self._accepted_per_position = Counter(
             "medusa_spec_decode_num_accepted_tokens_per_pos",
             "draft tokens accepted at a depth, counted from 0",
@@ -117,6 +149,21 @@ class ModelMetrics:
             ["model_name", "endpoint", "finish_reason"],
             registry=registry,
         )
+        self._begin_at_zero(info)
+
+    def _begin_at_zero(self, info: WorkerInfo) -> None:
+        for mode in MODES:
+            self._steps.labels(self._model_name, mode)
+            self._step_seconds.labels(self._model_name, mode)
+        for source in SOURCES:
+            self.count_source(source, 0, 0)
+        for head in range(1, info.num_heads + 1):
+            self._head_evaluated.labels(self._model_name, str(head))
+            self._head_correct.labels(self._model_name, str(head))
+        for position in range(info.max_depth):
+            self._accepted_per_position.labels(self._model_name, str(position))
+        for endpoint, reason in product(ENDPOINTS, FINISH_REASONS):
+            self._requests.labels(self._model_name, endpoint, reason)
 
     def count_prompt(self, prompt: PromptStats, waited_s: float) -> None:
         """A prompt was computed and its first token has arrived, waited_s after the request."""
@@ -135,7 +182,9 @@ class ModelMetrics:
         mode: the request's; a step that checked no draft is counted as plain decoding, whatever was asked for.
         """
         drafted, accepted = sum(step.drafted.values()), len(step.accepted[:emitted])
-        self._steps.labels(self._model_name, mode if drafted > 0 else "off").inc()
+        done_as = mode if drafted > 0 else "off"
+        self._steps.labels(self._model_name, done_as).inc()
+        self._step_seconds.labels(self._model_name, done_as).inc(step.seconds)
         for phase, seconds in step.phases.items():
             self._phases.labels(self._model_name, phase).observe(seconds)
         for head, is_hit in enumerate(step.head_hits[:emitted], start=1):
@@ -179,6 +228,9 @@ class Metrics:
         GCCollector(registry=self._registry)
         self._model_name = model_name
         self._model: ModelMetrics | None = None
+        self._worker_pid: int | None = None
+        # its memory, time and files, as the operating system counts them; nothing while there is none
+        ProcessCollector("medusa_worker", lambda: str(self._worker_pid), registry=self._registry)
 
         def family(kind: type[Counter], name: str, text: str, labels: list[str]) -> Counter:
             return kind(f"medusa_{name}", text, labels, registry=self._registry)
@@ -215,6 +267,16 @@ class Metrics:
             registry=self._registry,
         ).labels(model_name)
         self.set_worker_up(False)
+        for label, values in ((self._rejected, REJECTIONS), (self._cancelled, STAGES)):
+            for value in values:
+                label.labels(value)
+        for reason in RESTARTS:
+            self._restarts.labels(WORKER, reason)
+
+    def expect_http(self, handler: str, method: str, statuses: Iterable[int]) -> None:
+        """Answers of a route that begin at zero, so that already the first of a kind is a rise."""
+        for status in statuses:
+            self._http.labels(handler, method, str(status))
 
     def of_model(self, info: WorkerInfo) -> ModelMetrics:
         """The model's own metrics; made when the first worker is ready, kept when it is replaced."""
@@ -228,7 +290,7 @@ class Metrics:
         self._http.labels(handler, method, str(status)).inc()
 
     def count_rejected(self, reason: str) -> None:
-        """A request was turned away: queue_full, too_large, auth, invalid or draining."""
+        """A request was turned away, for one of REJECTIONS."""
         self._rejected.labels(reason).inc()
 
     def count_cancelled(self, stage: str) -> None:
@@ -236,12 +298,16 @@ class Metrics:
         self._cancelled.labels(stage).inc()
 
     def count_restart(self, reason: str) -> None:
-        """The worker was started again."""
+        """The worker was started again, for one of RESTARTS."""
         self._restarts.labels(WORKER, reason).inc()
 
     def set_worker_up(self, is_up: bool) -> None:
         """Whether the worker can answer."""
         self._up.labels(WORKER).set(1 if is_up else 0)
+
+    def watch_worker(self, pid: int | None) -> None:
+        """Tell of this process as the worker's from now on."""
+        self._worker_pid = pid
 
     def count_heartbeat(self, now_s: float, memory: Mapping[str, int]) -> None:
         """The worker lives, at this Unix time, and its device holds so many bytes of each kind."""
@@ -251,4 +317,4 @@ class Metrics:
 
     def expose(self) -> bytes:
         """The text format of Prometheus; its content type is CONTENT_TYPE_LATEST."""
-        return generate_latest(self._registry)
+        return generate_latest(_WithoutBirthdays(self._registry))

@@ -164,7 +164,7 @@ class RemoteError(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """The worker lives; sent about once a second while it is idle, and at the end of every answer.
 
-    memory: bytes of the device by kind, allocated and reserved; empty on a CPU.
+    memory: bytes of the device by kind, allocated, reserved and in total; empty on a CPU.
     """
 
     memory: dict[str, int]

@@ -49,7 +49,7 @@ class FakeEngine:
         self._salt: str | None = None
 
     def device_memory(self) -> dict[str, int]:
-        return {"allocated": 1000, "reserved": 2000}
+        return {"allocated": 1000, "reserved": 2000, "total": 4000}
 
     def generate(self, request: Generate, should_stop: Callable[[], bool]) -> Iterator[TokenDelta]:
         seed = request.sampling.seed

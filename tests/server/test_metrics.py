@@ -1,5 +1,8 @@
+import os
+
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.errors import PROBLEMS
 from server.metrics import Metrics
 from server.worker.messages import PromptStats, StepStats, WorkerInfo
 from tests.server.running import MODEL, Running
@@ -75,7 +78,7 @@ def test_two_servers_in_one_process_count_apart() -> None:
     first.count_rejected("queue_full")
 
     assert samples(first)["medusa_requests_rejected_total", "queue_full"] == 1
-    assert ("medusa_requests_rejected_total", "queue_full") not in samples(second)
+    assert samples(second)["medusa_requests_rejected_total", "queue_full"] == 0
     assert samples(second)["medusa_queue_capacity", ""] == 2
 
 
@@ -95,7 +98,7 @@ def test_a_head_is_judged_by_what_was_delivered_only() -> None:
 
     assert [found["medusa_head_evaluated_total", head] for head in ("1", "2")] == [1, 1]
     assert [found["medusa_head_top1_correct_total", head] for head in ("1", "2")] == [1, 0]
-    assert ("medusa_head_evaluated_total", "3") not in found
+    assert found["medusa_head_evaluated_total", "3"] == 0
     assert found["medusa_step_seconds_sum", "verify"] == 0.004
 
 
@@ -131,6 +134,7 @@ medusa_e2e_request_latency_seconds medusa_prefill_time_seconds medusa_decode_tim
 medusa_generation_tokens_total medusa_prompt_cache_queries_total medusa_prompt_cache_hits_total
 medusa_prompt_cache_hit_tokens_total medusa_worker_up medusa_worker_last_heartbeat_seconds
 medusa_worker_restarts_total medusa_kv_cache_usage_ratio medusa_model_load_seconds medusa_device_memory_bytes
+medusa_decode_seconds_total medusa_worker_process_resident_memory_bytes medusa_worker_process_cpu_seconds_total
 medusa_build_info process_resident_memory_bytes python_info
 """.split()
 
@@ -141,6 +145,70 @@ def test_every_promised_metric_is_exposed_by_a_running_server(server: Running) -
     families = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE ")}
 
     assert sorted(set(NAMES) - families) == []
+
+
+def test_closed_labels_begin_at_zero_so_that_the_first_event_is_a_rise() -> None:
+    metrics = Metrics("demo", 4)
+    metrics.of_model(INFO)
+    metrics.expect_http("/v1/completions", "POST", (200, 503))
+    found = samples(metrics)
+    begun = {
+        "medusa_requests_rejected_total": "auth draining invalid queue_full rate_limited too_large",
+        "medusa_requests_cancelled_total": "decode prefill queued",
+        "medusa_worker_restarts_total": "crash,0 hang,0 manual,0 oom,0",
+        "medusa_decode_steps_total": "chain off static tree",
+        "medusa_decode_seconds_total": "chain off static tree",
+        "medusa_drafted_tokens_total": "grammar heads lookup prediction recycling",
+        "medusa_accepted_tokens_total": "grammar heads lookup prediction recycling",
+        "medusa_head_evaluated_total": "1 2 3 4",
+        "medusa_head_top1_correct_total": "1 2 3 4",
+        "medusa_spec_decode_num_accepted_tokens_per_pos_total": "0 1 2",
+        "medusa_http_requests_total": "/v1/completions,POST,200 /v1/completions,POST,503",
+        "medusa_requests_total": " ".join(
+            f"{endpoint},{reason}"
+            for endpoint in ("chat", "completions")
+            for reason in ("abort", "error", "length", "stop", "timeout", "tool_calls")
+        ),
+    }
+
+    for name, labels in begun.items():
+        assert sorted(label for found_name, label in found if found_name == name) == labels.split(), name
+        assert all(found[name, label] == 0 for label in labels.split()), name
+
+
+def test_every_reason_to_turn_a_request_away_is_one_that_begins_at_zero() -> None:
+    metrics = Metrics("demo", 4)
+    begun = {label for name, label in samples(metrics) if name == "medusa_requests_rejected_total"}
+
+    assert {problem.rejected_as for problem in PROBLEMS.values()} - {None} <= begun
+
+
+def test_a_page_does_not_tell_when_each_series_was_made() -> None:
+    metrics = Metrics("demo", 4)
+    metrics.of_model(INFO)
+
+    assert b"_created" not in metrics.expose()
+
+
+def test_the_time_of_steps_is_told_as_they_are_delivered() -> None:
+    metrics = Metrics("demo", 4)
+    model = metrics.of_model(INFO)
+    model.count_step("chain", StepStats({"heads": 2}, [], [], 0.25, {}), emitted=1, gap_s=0.3)
+    model.count_step("chain", StepStats({}, [], [], 0.5, {}), emitted=1, gap_s=0.6)
+    found = samples(metrics)
+
+    assert found["medusa_decode_seconds_total", "chain"] == 0.25
+    assert found["medusa_decode_seconds_total", "off"] == 0.5
+
+
+def test_the_workers_memory_is_told_while_there_is_a_worker() -> None:
+    metrics, name = Metrics("demo", 4), ("medusa_worker_process_resident_memory_bytes", "")
+
+    assert name not in samples(metrics)
+    metrics.watch_worker(os.getpid())
+    assert samples(metrics)[name] > 1e6
+    metrics.watch_worker(None)
+    assert name not in samples(metrics)
 
 
 def test_each_size_that_auto_takes_has_a_bucket_of_its_own() -> None:
