@@ -235,6 +235,7 @@ class WorkerClient:
         process.start()
         theirs.close()
         self._process, self._connection = process, ours
+        self._metrics.watch_worker(process.pid)
         self._load_started = time.monotonic()
         self._load_error = None
         self._reader = threading.Thread(target=self._read, args=(ours, self._loop), name="worker-reader", daemon=True)
