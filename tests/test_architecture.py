@@ -43,6 +43,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"asking", "calling"},
         {"answer"},
         {"streaming", "token_scores", "worker.client", "auth", "grammars", "tool_calls"},
+        {"worker.core_engine"},
         {"errors", "metrics", "openapi", "predicted", "call_events", "worker.job", "worker.process"},
         {"schemas", "settings", "worker.messages"},
     ],

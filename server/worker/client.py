@@ -56,7 +56,7 @@ __all__ = ["ENGINE_FACTORY", "WorkerClient", "WorkerState"]
 
 logger = logging.getLogger("medusa.worker")
 
-ENGINE_FACTORY = "server.worker.process:load_engine"
+ENGINE_FACTORY = "server.worker.core_engine:load_engine"
 LONGEST_BACKOFF_S = 30
 # A worker that is told to end finishes its step first; one that loads or hangs is ended by force.
 STOP_TIMEOUT_S = 5.0

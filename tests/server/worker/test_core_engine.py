@@ -1,0 +1,19 @@
+from msgspec.structs import replace
+
+from server.worker.core_engine import load_engine
+from server.worker.messages import TokenDelta, decode_from_worker, encode
+from tests.server.worker.test_process import generate
+from tests.server.worker_info import LOAD
+
+
+def test_the_engine_of_the_demo_model_speaks_the_messages() -> None:
+    stages: list[str] = []
+    engine = load_engine(replace(LOAD, num_threads=1), lambda stage, share: stages.append(stage))
+
+    deltas = list(engine.generate(replace(generate(7), max_tokens=4), lambda: False))
+
+    assert stages[0] == "loading the model" and stages[-1] == "ready"
+    assert engine.info.num_heads == 4
+    assert [decode_from_worker(encode(delta)) for delta in deltas] == deltas
+    assert all(isinstance(delta, TokenDelta) and delta.id == 7 for delta in deltas)
+    assert sum(len(delta.tokens) for delta in deltas) == 4
