@@ -1,5 +1,6 @@
 """Load a model, run one sequence at a time, yield what each step emits. Speaks token ids, never text."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
 from medusa_core.decoding import bucket, logprobs_of
 from medusa_core.drafters import Asked, Drafters, DraftState, Paced
-from medusa_core.errors import InvalidParameter, PromptTooLong
+from medusa_core.errors import InvalidParameter, OutOfMemory, PromptTooLong
+from medusa_core.faults import fault_of, told_as_faults
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.memory import Memory
@@ -32,6 +34,17 @@ from medusa_core.text import TextCodec
 from medusa_core.tree import CandidateTree
 
 __all__ = ["Engine", "ignore_progress", "never"]
+
+_log = logging.getLogger(__name__)
+
+_TOO_LONG = (
+    "the device has no memory left for this request; shorten the prompt, or start the server with a smaller "
+    "--max-context or --prefix-cache"
+)
+_TOO_LARGE = (
+    "the device has not the memory that this model takes; choose a smaller --max-context or --prefix-cache, --quantize "
+    "the weights, or serve a smaller model"
+)
 
 
 def ignore_progress(stage: str, share: float) -> None:
@@ -85,8 +98,17 @@ class Engine:
 
         A calibration that is given stands in for the one beside the heads.
 
-        Raises CheckpointError when a checkpoint cannot be served, ConfigurationError when an option does not fit it.
+        Raises CheckpointError when a checkpoint cannot be served, ConfigurationError when an option does not fit it,
+        OutOfMemory when the device cannot hold it.
         """
+        with told_as_faults(_TOO_LARGE):
+            return cls._loaded(config, progress, calibration)
+
+    @classmethod
+    def _loaded(
+        cls, config: EngineConfig, progress: Callable[[str, float], None], calibration: Calibration | None
+    ) -> Self:
+        """See load."""
         parts = assemble(config, progress, calibration)
 
         def load_vocabulary() -> GrammarVocabulary:
@@ -199,11 +221,28 @@ class Engine:
         """
         self.check(request)
         try:
+
+        Raises OutOfMemory, after which the next request is answered as if it were the first, or DeviceFault, after
+        which none is.
             yield from self._answer(request, should_stop)
-        except torch.OutOfMemoryError:
-            # Nothing that is kept for later requests may be what they fail for.
-            self.forget()
-            raise
+            return
+        except (RuntimeError, MemoryError) as error:
+            fault = fault_of(error, _TOO_LONG)
+            if fault is None:
+                # A bug, so nothing that this request has left is relied upon.
+                self.forget()
+                raise
+            _log.warning("a request failed: %s: %s", type(error).__name__, error)
+        # Here the traceback is gone, and with it what the failed pass held.
+        if isinstance(fault, OutOfMemory):
+            self.give_back()
+        raise fault
+
+    def give_back(self) -> None:
+        """Forget, and give the memory to the device: later requests must not fail for what is kept for them."""
+        self.forget()
+        if self._backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _answer(self, request: GenerationRequest, should_stop: Callable[[], bool]) -> Iterator[Delta]:
         """See generate."""

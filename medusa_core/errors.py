@@ -19,6 +19,8 @@ MedusaError
   ConfigurationError        an option or variable that cannot be honoured; refuse to start
   QualityLost               training would cost the model more than was allowed; nothing is written
   EngineError               ours, 500; the request is told and the server lives on
+    OutOfMemory             503, no memory was left for a request; what was kept for later ones is given up
+    DeviceFault             the device fails whatever it is asked; only a new process gets it back
     WorkerDied              the process that owns the device is gone
 
 Each message names the thing, the limit and the way out; the server maps classes to statuses in one table.
@@ -27,6 +29,7 @@ Each message names the thing, the limit and the way out; the server maps classes
 __all__ = [
     "CheckpointError",
     "ConfigurationError",
+    "DeviceFault",
     "EngineError",
     "HeadsMismatch",
     "InvalidParameter",
@@ -34,6 +37,7 @@ __all__ = [
     "MissingChatTemplate",
     "ModelNotFound",
     "NotReady",
+    "OutOfMemory",
     "Overloaded",
     "PromptTooLong",
     "QualityLost",
@@ -181,6 +185,17 @@ class QualityLost(MedusaError):
 
 class EngineError(MedusaError):
     """Our fault; the request is told and the server lives on."""
+
+
+class OutOfMemory(EngineError):
+    """No memory was left, on the device or for it; what was kept for later requests is given up, and they go on."""
+
+
+class DeviceFault(EngineError):
+    """The device fails whatever it is asked; only a new process gets it back."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the device failed ({reason}); the worker is replaced, send the request again")
 
 
 class WorkerDied(EngineError):

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from medusa_core.errors import (
     CheckpointError,
     ConfigurationError,
+    DeviceFault,
     EngineError,
     HeadsMismatch,
     InvalidParameter,
@@ -20,6 +21,7 @@ from medusa_core.errors import (
     MissingChatTemplate,
     ModelNotFound,
     NotReady,
+    OutOfMemory,
     Overloaded,
     PromptTooLong,
     QualityLost,
@@ -143,6 +145,8 @@ def error_body(error: Exception) -> dict[str, Any]:
     if isinstance(error, RequestValidationError):
         message, param = _validation_message(error)
     elif problem is PROBLEMS[BodyTooLarge] and not isinstance(error, BodyTooLarge):
+    OutOfMemory: Problem(503, "server_error", "out_of_memory"),
+    DeviceFault: Problem(500, "server_error", "device_fault"),
         message = "the request body is too large"
     elif isinstance(error, HTTPException):
         message = _http_message(error)
@@ -166,8 +170,8 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
     sent = dict(headers) if headers is not None else {}
     if isinstance(error, Overloaded):
         sent["retry-after"] = str(error.retry_after_s)
-    elif isinstance(error, RequestTimeout):
-        # clients would ask twice more by themselves, and wait as long each time
+    elif isinstance(error, RequestTimeout | OutOfMemory):
+        # clients would ask twice more by themselves, and fare no better
         sent["x-should-retry"] = "false"
     elif isinstance(error, InvalidApiKey):
         sent["www-authenticate"] = "Bearer"

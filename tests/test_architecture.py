@@ -29,7 +29,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"memory"},
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},
-        {"config", "chat_templates", "gbnf", "infill", "token_bytes", "tool_formats"},
+        {"config", "chat_templates", "faults", "gbnf", "infill", "token_bytes", "tool_formats"},
         {"errors"},
     ],
     "server": [

@@ -33,6 +33,8 @@ def test_the_list_of_errors_is_complete() -> None:
         (errors.QueueTimeout(2.5, 7), 503, "deadline_exceeded_in_queue"),
         (errors.RequestTimeout(2.5), 504, "deadline_exceeded"),
         (errors.EngineError("x"), 500, None),
+        (errors.OutOfMemory("x"), 503, "out_of_memory"),
+        (errors.DeviceFault("x"), 500, "device_fault"),
         (errors.WorkerDied("x"), 500, "worker_died"),
         (InvalidApiKey("x"), 401, "invalid_api_key"),
         (BodyTooLarge(9), 413, "request_too_large"),
@@ -58,8 +60,9 @@ def test_overload_says_when_to_come_back() -> None:
     assert error_response(errors.QueueTimeout(2.5, 7)).headers["retry-after"] == "7"
 
 
-def test_what_would_take_too_long_again_is_not_to_be_tried_again() -> None:
+def test_what_would_fail_again_is_not_to_be_tried_again() -> None:
     assert error_response(errors.RequestTimeout(2.5)).headers["x-should-retry"] == "false"
+    assert error_response(errors.OutOfMemory("x")).headers["x-should-retry"] == "false"
     assert "x-should-retry" not in error_response(errors.QueueTimeout(2.5, 7)).headers
 
 
