@@ -3,8 +3,9 @@
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import metadata
 
 import uvicorn
@@ -13,20 +14,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
 from server.answering import ARRIVED, CLIENT_CLOSED_REQUEST, Answering, ClientGone
-from server.auth import OPEN_PATHS, ApiKeyGuard
-from server.errors import PROBLEMS, BodyTooLarge, error_response, problem_of
+from server.auth import ApiKeyGuard, open_paths
+from server.body_guard import BodyGuard
+from server.errors import PROBLEMS, error_response, problem_of
 from server.grammars import Grammars
+from server.http_protocol import MAX_HEADER_BYTES, ConnectionLimits, GuardedProtocol
 from server.metrics import Metrics
 from server.openapi import describe
 from server.routes.chat import chat_router
+from server.rate_limit import RateLimit
 from server.routes.completions import completions_router
 from server.routes.models import models_router
 from server.routes.ops import ops_router
@@ -36,34 +39,11 @@ from server.streaming import let_streams_finish
 from server.worker.client import WorkerClient
 from server.worker.messages import Load
 
-__all__ = ["BodySizeGuard", "HttpObserver", "create_app", "create_worker", "http_config"]
+__all__ = ["HttpObserver", "create_app", "create_worker", "http_config"]
 
-MAX_HEADER_BYTES = 16384
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "retry-after", "x-should-retry")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class BodySizeGuard:
-    """Refuses a body that declares too much before anything of it is read; RequestBodyLimitMiddleware counts the rest.
-
-    on_refused: told of every refusal.
-    """
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int, on_refused: Callable[[BodyTooLarge], None]) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._on_refused = on_refused
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on or answer 413."""
-        declared = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
-        if not declared.isdecimal() or int(declared[:20]) <= self._max_body_bytes:
-            await self._app(scope, receive, send)
-            return
-        error = BodyTooLarge(self._max_body_bytes)
-        self._on_refused(error)
-        await error_response(error, {"connection": "close"})(scope, receive, send)
 
 
 class HttpObserver:
@@ -81,7 +61,7 @@ class HttpObserver:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope[ARRIVED] = time.monotonic()
-        status = 500
+        status = CLIENT_CLOSED_REQUEST  # what is counted when there was nobody to answer
 
         async def observed_send(message: Message) -> None:
             nonlocal status
@@ -98,12 +78,21 @@ class HttpObserver:
             self._metrics.count_http(template, method, status)
 
 
-def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def http_config(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """How uvicorn is to serve the application."""
     return uvicorn.Config(
+    limits = ConnectionLimits(settings.header_timeout_s, settings.send_timeout_s, settings.max_connections)
+
+    def count(error: MedusaError) -> None:
+        problem = problem_of(error)
+        metrics.count_http("unknown", "other", problem.status)
+        if problem.rejected_as is not None:
+            metrics.count_rejected(problem.rejected_as)
+
         app,
         # uvicorn would take httptools, which knows no limit for headers, as soon as anything installs it
-        http=H11Protocol,
+        http=partial(GuardedProtocol, limits, count),  # type: ignore[arg-type]
+        timeout_keep_alive=settings.keep_alive_s,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan="on",
@@ -153,29 +142,41 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
         finally:
             await worker.stop()
 
-    def refuse(request: Request, error: Exception) -> Response:
+    def count(error: Exception) -> None:
         rejected_as = problem_of(error).rejected_as
-        # a probe that hears "not ready" was not turned away
-        if rejected_as is not None and request.method == "POST":
+        if rejected_as is not None:
             metrics.count_rejected(rejected_as)
         return error_response(error)
 
+
+    def refuse(request: Request, error: Exception) -> Response:
+        # a probe that hears "not ready" was not turned away
+        if request.method == "POST":
+            count(error)
     # the pages of the interface bring their scripts along: not every GPU host reaches a content network
-    app = FastAPIOffline(title="Medusa Server", version=metadata.version("medusa-server"), lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Medusa Server",
+        version=metadata.version("medusa-server"),
+        lifespan=lifespan,
+        # a redirect would name whatever host the client names, and http behind a proxy that speaks TLS
+        redirect_slashes=False,
+    )
     for cls in (MedusaError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(cls, refuse)
     app.add_exception_handler(ClientGone, lambda request, error: Response(status_code=CLIENT_CLOSED_REQUEST))
     # innermost first
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    keys = [key.get_secret_value() for key in settings.api_key]
-    app.add_middleware(ApiKeyGuard, keys=keys, on_refused=lambda error: metrics.count_rejected("auth"))
     app.add_middleware(
-        BodySizeGuard,
-        max_body_bytes=settings.max_body_bytes,
-        on_refused=lambda error: metrics.count_rejected("too_large"),
+        BodyGuard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s, on_refused=count
     )
     if settings.cors_origins:
         # outside the guards: a preflight brings no key, and a page may only read refusals that name its origin
+    if settings.rate_limit is not None:
+        app.add_middleware(RateLimit, per_minute=settings.rate_limit, on_refused=count)
+    keys = [key.get_secret_value() for key in settings.api_key]
+    open_to_all = open_paths(metrics=settings.open_metrics, docs=settings.open_docs)
+    app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_to_all, on_refused=count)
+    # the framework's own stands outside of what follows, where an answer gets no id and no origin
+    app.add_middleware(ServerErrorMiddleware, handler=refuse)
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -195,5 +196,5 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     statuses = {200, *(problem.status for problem in PROBLEMS.values())}
     for route in ("/v1/chat/completions", "/v1/completions"):
         metrics.expect_http(route, "POST", sorted(statuses))
-    describe(app, OPEN_PATHS, needs_key=bool(keys))
+    describe(app, open_to_all, needs_key=bool(keys))
     return app

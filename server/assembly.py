@@ -20,11 +20,13 @@ class Assembly:
     app:    starts and stops the worker with its lifespan.
     worker: answers, once it has loaded.
     codec:  the model's text.
+    metrics: what all of them count in.
     """
 
     app: FastAPI
     worker: WorkerClient
     codec: TextCodec
+    metrics: Metrics
 
 
 def assemble(settings: Settings, factory: str) -> Assembly:
@@ -37,4 +39,4 @@ def assemble(settings: Settings, factory: str) -> Assembly:
     codec = TextCodec.load(settings.model, settings.chat_template)
     metrics = Metrics(settings.served_name, settings.queue_size)
     worker = create_worker(settings, metrics, factory)
-    return Assembly(create_app(settings, worker, codec, metrics), worker, codec)
+    return Assembly(create_app(settings, worker, codec, metrics), worker, codec, metrics)

@@ -2,33 +2,53 @@
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import InvalidApiKey, error_response
 
-__all__ = ["KEY_LABEL", "OPEN_PATHS", "ApiKeyGuard"]
+__all__ = ["KEY_LABEL", "ApiKeyGuard", "is_open", "open_paths"]
 
-# Probes and scrapers come without a key; everything else is refused by default.
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+# What may be open to everybody; a path that is not listed needs a key. One that ends in / stands for all below it.
+PROBES = frozenset({"/health", "/ready"})
+METRICS = frozenset({"/metrics"})
+DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc", "/static-offline-docs/"})
 # Where the ASGI scope tells whose request it is, while there are several keys.
 KEY_LABEL = "medusa.key"
 
 
+def open_paths(metrics: bool, docs: bool) -> frozenset[str]:
+    """What needs no key: the probes, and the metrics and the described interface where the operator says so."""
+    return PROBES | (METRICS if metrics else frozenset()) | (DOCS if docs else frozenset())
+
+
+def is_open(path: str, paths: Collection[str]) -> bool:
+    """Whether a path, as it is routed, is one of these or below one that ends in /."""
+    return path in paths or any(path.startswith(parent) for parent in paths if parent.endswith("/"))
+
+
 class ApiKeyGuard:
-    """Asks for `Authorization: Bearer KEY` before anything of the request is read.
+    """Asks for `Authorization: Bearer KEY` or `X-Api-Key: KEY` before anything of the request is read.
 
     keys:       the operator's; none leave the server open, whatever clients send.
+    open_paths: what needs none, see is_open.
     on_refused: told of every refusal.
 
     With several keys `scope[KEY_LABEL]` tells which one was sent, by a digest that is worth nothing to anybody and is
     another one after the next start.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], on_refused: Callable[[InvalidApiKey], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        open_paths: Collection[str],
+        on_refused: Callable[[InvalidApiKey], None],
+    ) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._salt = secrets.token_bytes(16)
         self._digests = [self._digest(key.encode()) for key in keys]
         self._on_refused = on_refused
@@ -36,7 +56,7 @@ class ApiKeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or answer 401."""
         # The path as routed, never a URL rebuilt from the Host header.
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS:
+        if scope["type"] == "lifespan" or not self._digests or is_open(scope["path"], self._open_paths):
             await self._app(scope, receive, send)
             return
         found = self._found(scope)
@@ -54,11 +74,15 @@ class ApiKeyGuard:
 
     def _found(self, scope: Scope) -> bytes | None:
         """Digest of the key that was sent, None unless it is one of the operator's."""
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        # headers are latin-1, the operator's keys are text
-        given = self._digest(key.strip().encode("latin-1"))
+        headers = Headers(scope=scope)
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        # where a proxy's own password takes the one header, the key has the other
+        sent = bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()
         found: bytes | None = None
-        for digest in self._digests:  # all of them: when the loop ends must not tell which one it was
-            if hmac.compare_digest(given, digest):
-                found = digest
-        return found if scheme.lower() == "bearer" else None
+        for key in sent:
+            # headers are latin-1, the operator's keys are text
+            given = self._digest(key.encode("latin-1"))
+            for digest in self._digests:  # all of them: when the loop ends must not tell which one it was
+                if hmac.compare_digest(given, digest):
+                    found = digest
+        return found

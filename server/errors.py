@@ -3,7 +3,7 @@
 import http
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi.exceptions import RequestValidationError
@@ -35,7 +35,20 @@ from medusa_core.errors import (
     WorkerDied,
 )
 
-__all__ = ["PROBLEMS", "BodyTooLarge", "InvalidApiKey", "Problem", "error_body", "error_response", "problem_of"]
+__all__ = [
+    "PROBLEMS",
+    "BodyTooLarge",
+    "HeadersTooLarge",
+    "InvalidApiKey",
+    "MalformedHttp",
+    "Problem",
+    "RateLimited",
+    "RequestTooSlow",
+    "TooManyConnections",
+    "error_body",
+    "error_response",
+    "problem_of",
+]
 
 
 class InvalidApiKey(RequestError):
@@ -47,6 +60,46 @@ class BodyTooLarge(RequestError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the request body is larger than {limit} bytes; shorten it or raise --max-body-bytes")
+
+
+class MalformedHttp(RequestError):
+    """The bytes are no request, or one that can be read in two ways."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the request is not valid HTTP: {reason}")
+
+
+class HeadersTooLarge(RequestError):
+    """The header has more bytes than the server reads."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request's header is larger than {limit} bytes; send fewer or shorter fields")
+
+
+class RequestTooSlow(RequestError):
+    """A part of the request did not arrive in time."""
+
+    def __init__(self, part: Literal["header", "body"], timeout_s: float) -> None:
+        super().__init__(
+            f"the request's {part} was not complete within {timeout_s:g} s; send it faster or raise --{part}-timeout-s"
+        )
+
+
+class TooManyConnections(Overloaded):
+    """As many clients are connected as the server takes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} connections are open already; reuse one, or raise --max-connections", 1)
+
+
+class RateLimited(Overloaded):
+    """The key has asked as often as it may."""
+
+    def __init__(self, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"the key may ask {per_minute} requests a minute; retry in {retry_after_s} s, or raise --rate-limit",
+            retry_after_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +128,11 @@ PROBLEMS: dict[type[Exception], Problem] = {
     MissingChatTemplate: Problem(400, INVALID, "missing_chat_template", "invalid"),
     InvalidApiKey: Problem(401, INVALID, "invalid_api_key", "auth"),
     BodyTooLarge: Problem(413, INVALID, "request_too_large", "too_large"),
+    HeadersTooLarge: Problem(431, INVALID, "header_too_large", "too_large"),
+    MalformedHttp: Problem(400, INVALID, "malformed_http", "invalid"),
+    RequestTooSlow: Problem(408, INVALID, "request_timeout", "invalid"),
+    RateLimited: Problem(429, "rate_limit_error", "rate_limit_exceeded", "rate_limited"),
+    TooManyConnections: Problem(503, "server_error", "too_many_connections", "connections"),
     Overloaded: Problem(503, "server_error", "overloaded", "draining"),
     QueueFull: Problem(429, "rate_limit_error", "queue_full", "queue_full"),
     QueueTimeout: Problem(503, "server_error", "deadline_exceeded_in_queue"),
@@ -87,6 +145,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
     ConfigurationError: Problem(500, "server_error", None),
     QualityLost: Problem(500, "server_error", None),
     EngineError: Problem(500, "server_error", None),
+    OutOfMemory: Problem(503, "server_error", "out_of_memory"),
+    DeviceFault: Problem(500, "server_error", "device_fault"),
     WorkerDied: Problem(500, "server_error", "worker_died"),
     RequestValidationError: Problem(400, INVALID, "invalid_value", "invalid"),
     HTTPException: Problem(500, INVALID, None),
@@ -97,8 +157,6 @@ PROBLEMS: dict[type[Exception], Problem] = {
 def problem_of(error: Exception) -> Problem:
     """The row of the table for an error; framework errors keep their own status."""
     if isinstance(error, HTTPException):
-        if error.status_code == 413:
-            return PROBLEMS[BodyTooLarge]
         rejected_as = "invalid" if error.status_code == 400 else None
         kind = INVALID if error.status_code < 500 else "server_error"
         return Problem(error.status_code, kind, None, rejected_as)
@@ -144,10 +202,6 @@ def error_body(error: Exception) -> dict[str, Any]:
     param: str | None = None
     if isinstance(error, RequestValidationError):
         message, param = _validation_message(error)
-    elif problem is PROBLEMS[BodyTooLarge] and not isinstance(error, BodyTooLarge):
-    OutOfMemory: Problem(503, "server_error", "out_of_memory"),
-    DeviceFault: Problem(500, "server_error", "device_fault"),
-        message = "the request body is too large"
     elif isinstance(error, HTTPException):
         message = _http_message(error)
     elif isinstance(error, MedusaError):

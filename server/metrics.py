@@ -42,7 +42,7 @@ MODES = ("tree", "static", "chain", "off")
 SOURCES = ("heads", "lookup", "recycling", "prediction", "grammar")
 ENDPOINTS = ("chat", "completions")
 FINISH_REASONS = ("stop", "length", "tool_calls", "abort", "error", "timeout")
-REJECTIONS = ("queue_full", "too_large", "auth", "invalid", "draining", "rate_limited")
+REJECTIONS = ("queue_full", "too_large", "auth", "invalid", "draining", "rate_limited", "connections")
 STAGES = ("queued", "prefill", "decode")
 RESTARTS = ("crash", "oom", "hang", "manual")
 

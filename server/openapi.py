@@ -26,7 +26,7 @@ TAGS = (
     {"name": COMPLETIONS, "description": "Continuations of texts, as OpenAI has them."},
     {"name": MODELS, "description": "What is served."},
     {"name": TOKENS, "description": "The model's tokenizer."},
-    {"name": OPERATIONS, "description": "For probes and scrapers; needs no key."},
+    {"name": OPERATIONS, "description": "For probes, which need no key, and for scrapers."},
 )
 
 DESCRIPTION = """An OpenAI-compatible server with Medusa tree decoding.
@@ -43,7 +43,7 @@ ERRORS: dict[int, dict[str, Any]] = {
     401: {"description": "the API key is missing or wrong"},
     404: {"description": "no such model"},
     413: {"description": "the body is too large"},
-    429: {"description": "the queue is full", "headers": RETRY_AFTER},
+    429: {"description": "the queue is full, or the key has asked too often", "headers": RETRY_AFTER},
     500: {"description": "the server failed"},
     503: {"description": "loading, shutting down, or the request's turn did not come in time", "headers": RETRY_AFTER},
     504: {"description": "the answer was not complete in time", "headers": NEVER_RETRY},

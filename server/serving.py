@@ -127,7 +127,7 @@ async def _serve(settings: Settings, listener: socket.socket, factory: str, cons
 
     assembly = await asyncio.to_thread(assemble, settings, factory)
     worker = assembly.worker
-    server = DrainingServer(http_config(assembly.app, settings))
+    server = DrainingServer(http_config(assembly.app, settings, assembly.metrics))
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_watch_loading(worker, console))
     try:

@@ -125,6 +125,20 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
+    max_connections: int = Field(512, ge=1, description="clients that may be connected at one time")
+    header_timeout_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="seconds a request's header may take to arrive"
+    )
+    body_timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds a body may take to arrive")
+    keep_alive_s: int = Field(75, ge=1, description="seconds a connection may wait for its next request")
+    send_timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="seconds a client may go without reading of its answer"
+    )
+    rate_limit: int | None = Field(
+        None, ge=1, description="requests a key may ask in a minute, or all clients without keys; left out: any number"
+    )
+    open_metrics: bool = Field(True, description="/metrics needs no key")
+    open_docs: bool = Field(False, description="/docs, /redoc and /openapi.json need no key")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
     request_timeout_s: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="seconds a request may take, waiting included"

@@ -74,7 +74,7 @@ def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True,
     codec = TextCodec.load(settings.model, settings.chat_template)
     app = create_app(settings, worker, codec, metrics)
     listener = open_port(settings.host, settings.port)
-    server = uvicorn.Server(http_config(app, settings))
+    server = uvicorn.Server(http_config(app, settings, metrics))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     deadline = time.monotonic() + 60

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.auth import KEY_LABEL, OPEN_PATHS, ApiKeyGuard
+from server.auth import KEY_LABEL, ApiKeyGuard, is_open, open_paths
+
+
+OPEN = open_paths(metrics=True, docs=False)
 
 
 class Door:
@@ -18,21 +21,22 @@ class Door:
             self.scopes.append(scope)
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        self.guard = ApiKeyGuard(app, keys, lambda error: None)
+        self.guard = ApiKeyGuard(app, keys, OPEN, lambda error: None)
 
-    def status(self, path: str, authorization: bytes | None) -> int:
-        sent: list[Message] = []
+    def status(self, path: str, authorization: bytes | None, x_api_key: bytes | None = None) -> int:
+        answers: list[Message] = []
 
         async def receive() -> Message:
             raise AssertionError("the body was read before the key")
 
         async def send(message: Message) -> None:
-            sent.append(message)
+            answers.append(message)
 
-        headers = [] if authorization is None else [(b"authorization", authorization)]
+        sent = {b"authorization": authorization, b"x-api-key": x_api_key}
+        headers = [(name, value) for name, value in sent.items() if value is not None]
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers}
         asyncio.run(self.guard(scope, receive, send))
-        found: int = sent[0]["status"]
+        found: int = answers[0]["status"]
         return found
 
 
@@ -68,9 +72,31 @@ def test_every_path_is_closed_by_default(path: str) -> None:
     assert status(path, None) == 401
 
 
-@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+@pytest.mark.parametrize("path", sorted(OPEN))
 def test_probes_need_no_key(path: str) -> None:
     assert status(path, None) == 200
+
+
+@pytest.mark.parametrize("authorization", [None, b"Basic cHJveHk6c2VjcmV0", b"Bearer another"])
+def test_a_key_may_come_in_a_header_of_its_own(authorization: bytes | None) -> None:
+    assert Door("sezam", "sesame").status("/v1/models", authorization, b"sesame") == 200
+    assert Door("sezam", "sesame").status("/v1/models", authorization, b"sesam") == 401
+    assert Door("sesame").status("/v1/models", authorization, b"Bearer sesame") == 401
+
+
+def test_the_probes_are_open_and_the_rest_as_the_operator_says() -> None:
+    assert open_paths(metrics=False, docs=False) == {"/health", "/ready"}
+    assert open_paths(metrics=True, docs=False) == {"/health", "/ready", "/metrics"}
+    assert {"/docs", "/redoc", "/openapi.json"} < open_paths(metrics=False, docs=True)
+
+
+def test_a_folder_opens_what_is_below_it_and_a_file_only_itself() -> None:
+    paths = open_paths(metrics=True, docs=True)
+
+    assert is_open("/static-offline-docs/redoc.standalone.js", paths)
+    assert not any(
+        is_open(path, paths) for path in ("/docs/", "/docs/x", "/docsx", "/static-offline-docsx", "/metrics/")
+    )
 
 
 @pytest.mark.parametrize("value", [None, b"Bearer ", b"Bearer x"])

@@ -6,7 +6,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from medusa_core import errors
-from server.errors import PROBLEMS, BodyTooLarge, InvalidApiKey, error_body, error_response, problem_of
+from server.errors import (
+    PROBLEMS,
+    BodyTooLarge,
+    HeadersTooLarge,
+    InvalidApiKey,
+    MalformedHttp,
+    RateLimited,
+    RequestTooSlow,
+    TooManyConnections,
+    error_body,
+    error_response,
+    problem_of,
+)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -38,8 +50,12 @@ def test_the_list_of_errors_is_complete() -> None:
         (errors.WorkerDied("x"), 500, "worker_died"),
         (InvalidApiKey("x"), 401, "invalid_api_key"),
         (BodyTooLarge(9), 413, "request_too_large"),
+        (HeadersTooLarge(9), 431, "header_too_large"),
+        (MalformedHttp("x"), 400, "malformed_http"),
+        (RequestTooSlow("body", 2.5), 408, "request_timeout"),
+        (RateLimited(60, 7), 429, "rate_limit_exceeded"),
+        (TooManyConnections(9), 503, "too_many_connections"),
         (HTTPException(404), 404, None),
-        (HTTPException(413), 413, "request_too_large"),
         (RequestValidationError([]), 400, "invalid_value"),
         (KeyError("secret"), 500, None),
     ],
