@@ -35,6 +35,16 @@ tools:
 	command -v promtool > /dev/null && command -v prometheus > /dev/null && command -v faketime > /dev/null || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus faketime > /dev/null; }
 
+# Needs root. The image is built and run in .work/image, and 3 GB stay there for the next time.
+image-test: setup image-tools  ## the CPU image, built and run where no container engine is
+	$(BIN)/python docker/image_test.py
+
+.PHONY: image-tools
+image-tools:
+	command -v buildah > /dev/null && command -v crun > /dev/null && command -v debootstrap > /dev/null || \
+		{ apt-get update -qq && \
+		apt-get install -qq -y --no-install-recommends buildah crun debootstrap > /dev/null; }
+
 test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
 	$(CLIENTS)/pytest tests/clients
 

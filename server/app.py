@@ -26,10 +26,11 @@ from server.body_guard import BodyGuard
 from server.errors import PROBLEMS, error_response, problem_of
 from server.grammars import Grammars
 from server.http_protocol import MAX_HEADER_BYTES, ConnectionLimits, GuardedProtocol
+from server.logs import rendering_of
 from server.metrics import Metrics
 from server.openapi import describe
-from server.routes.chat import chat_router
 from server.rate_limit import RateLimit
+from server.routes.chat import chat_router
 from server.routes.completions import completions_router
 from server.routes.models import models_router
 from server.routes.ops import ops_router
@@ -80,7 +81,6 @@ class HttpObserver:
 
 def http_config(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """How uvicorn is to serve the application."""
-    return uvicorn.Config(
     limits = ConnectionLimits(settings.header_timeout_s, settings.send_timeout_s, settings.max_connections)
 
     def count(error: MedusaError) -> None:
@@ -89,6 +89,7 @@ def http_config(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.C
         if problem.rejected_as is not None:
             metrics.count_rejected(problem.rejected_as)
 
+    return uvicorn.Config(
         app,
         # uvicorn would take httptools, which knows no limit for headers, as soon as anything installs it
         http=partial(GuardedProtocol, limits, count),  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ def http_config(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.C
         ws="none",
         lifespan="on",
         log_config=None,
-        access_log=settings.log_level in ("debug", "info"),
+        access_log=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
@@ -126,6 +127,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         adapter=settings.adapter,
         runner=settings.runner,
         log_level=settings.log_level,
+        log_format=rendering_of(settings.log_format),
     )
     return WorkerClient(load, settings.queue_size, metrics, factory)
 
@@ -146,13 +148,13 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
         rejected_as = problem_of(error).rejected_as
         if rejected_as is not None:
             metrics.count_rejected(rejected_as)
-        return error_response(error)
-
 
     def refuse(request: Request, error: Exception) -> Response:
         # a probe that hears "not ready" was not turned away
         if request.method == "POST":
             count(error)
+        return error_response(error)
+
     # the pages of the interface bring their scripts along: not every GPU host reaches a content network
     app = FastAPIOffline(
         title="Medusa Server",
@@ -168,8 +170,6 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app.add_middleware(
         BodyGuard, max_body_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s, on_refused=count
     )
-    if settings.cors_origins:
-        # outside the guards: a preflight brings no key, and a page may only read refusals that name its origin
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, per_minute=settings.rate_limit, on_refused=count)
     keys = [key.get_secret_value() for key in settings.api_key]
@@ -177,6 +177,8 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
     app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_to_all, on_refused=count)
     # the framework's own stands outside of what follows, where an answer gets no id and no origin
     app.add_middleware(ServerErrorMiddleware, handler=refuse)
+    if settings.cors_origins:
+        # outside the guards: a preflight brings no key, and a page may only read refusals that name its origin
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,

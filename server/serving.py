@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import logging
 import shlex
+import signal
 import socket
-import sys
 from importlib import metadata
 
 import uvicorn
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from medusa_core.errors import ConfigurationError, MedusaError
 from server.app import http_config
 from server.assembly import assemble
+from server.logs import LevelSwitch, configure_logs, fill_standard_streams, rendering_of
 from server.settings import ENV_PREFIX, Settings
 from server.worker.client import WorkerClient
 from server.worker.messages import WorkerInfo
@@ -127,6 +127,8 @@ async def _serve(settings: Settings, listener: socket.socket, factory: str, cons
 
     assembly = await asyncio.to_thread(assemble, settings, factory)
     worker = assembly.worker
+    switch = LevelSwitch(settings.log_level, worker.set_log_level)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, switch.toggle)
     server = DrainingServer(http_config(assembly.app, settings, assembly.metrics))
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_watch_loading(worker, console))
@@ -153,11 +155,8 @@ def run_server(settings: Settings, factory: str, console: Console) -> None:
 
     Raises ConfigurationError when the port is taken and CheckpointError when the model cannot be loaded.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # the banner says it better
-    logging.getLogger("uvicorn.error").setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
+    fill_standard_streams()
+    configure_logs(rendering_of(settings.log_format), settings.log_level, "server")
     listener = open_port(settings.host, settings.port)
     try:
         asyncio.run(_serve(settings, listener, factory, console))

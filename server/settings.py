@@ -21,12 +21,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from medusa_core.config import Quantization, RunnerName
 from medusa_core.errors import ConfigurationError
+from server.logs import LogFormat, LogLevel
 
 __all__ = ["ENV_PREFIX", "Settings", "load_settings"]
 
 ENV_PREFIX = "MEDUSA_"
-
-LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 
 # As browsers send it: lower case and without a path, so that comparing strings is enough.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
@@ -125,6 +124,7 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
+    max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
     max_connections: int = Field(512, ge=1, description="clients that may be connected at one time")
     header_timeout_s: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="seconds a request's header may take to arrive"
@@ -139,12 +139,14 @@ class Settings(BaseSettings):
     )
     open_metrics: bool = Field(True, description="/metrics needs no key")
     open_docs: bool = Field(False, description="/docs, /redoc and /openapi.json need no key")
-    max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
     request_timeout_s: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="seconds a request may take, waiting included"
     )
     shutdown_timeout_s: int = Field(30, ge=1, description="seconds running answers may take to end at SIGTERM")
-    log_level: LogLevel = Field("info", description="critical, error, warning, info or debug")
+    log_level: LogLevel = Field("info", description="critical, error, warning, info or debug; SIGUSR1 switches debug")
+    log_format: LogFormat = Field(
+        "auto", description="auto, console or json: lines for people on a terminal, else one JSON object each"
+    )
     config: Path | None = Field(None, description="YAML or TOML file with any of these options")
 
     @property

@@ -46,6 +46,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"worker.core_engine"},
         {"errors", "metrics", "openapi", "predicted", "call_events", "worker.job", "worker.process"},
         {"schemas", "settings", "worker.messages"},
+        {"logs"},
     ],
 }
 
@@ -80,6 +81,7 @@ RESERVED: dict[str, set[str]] = {
     "fastapi": {"server"},
     "pydantic": {"server"},
     "msgspec": {"server"},
+    "structlog": {"server.logs"},
 }
 
 # What a module may call while it is imported: constructors of values, which are written with a capital, and these.

@@ -3,9 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from server.commands.shared import one_line_errors
+from server.commands.shared import one_line_errors, steady_console
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 __all__ = ["serve"]
@@ -52,6 +51,7 @@ def serve(
     runner: Annotated[Text, _setting("runner")] = None,
     threads: Annotated[Text, _setting("threads")] = None,
     chat_template: Annotated[Text, _setting("chat_template")] = None,
+    max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,
     max_connections: Annotated[Text, _setting("max_connections")] = None,
     header_timeout_s: Annotated[Text, _setting("header_timeout_s")] = None,
     body_timeout_s: Annotated[Text, _setting("body_timeout_s")] = None,
@@ -60,10 +60,10 @@ def serve(
     rate_limit: Annotated[Text, _setting("rate_limit")] = None,
     open_metrics: Annotated[bool | None, _setting("open_metrics")] = None,
     open_docs: Annotated[bool | None, _setting("open_docs")] = None,
-    max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,
     request_timeout_s: Annotated[Text, _setting("request_timeout_s")] = None,
     shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,
     log_level: Annotated[Text, _setting("log_level")] = None,
+    log_format: Annotated[Text, _setting("log_format")] = None,
     config: Annotated[Text, _setting("config")] = None,
 ) -> None:
     """Start the OpenAI-compatible server.
@@ -72,7 +72,7 @@ def serve(
     then variables, then the file.
     """
     given = dict(locals())
-    console = Console(stderr=True)
+    console = steady_console()
     with one_line_errors(console):
         settings = load_settings(given)
         from server.serving import run_server
