@@ -3,16 +3,22 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from medusa_core.errors import ConfigurationError, MedusaError
+from server.logs import STDERR, SteadyStream
 
-__all__ = ["given", "need_file", "one_line_errors", "say", "watched"]
+__all__ = ["given", "need_file", "one_line_errors", "say", "steady_console", "watched"]
 
 USAGE_ERROR, FAILURE = 2, 1
+
+
+def steady_console() -> Console:
+    """Standard error for a program that must not end because nobody reads it or its disk is full."""
+    return Console(file=cast(IO[str], SteadyStream(STDERR)))
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 import sys
 
-from rich.console import Console
-
-from server.commands.shared import one_line_errors
+from server.commands.shared import one_line_errors, steady_console
 from server.serving import run_server
 from server.settings import load_settings
 from tests.server import fake_engine
 
 if __name__ == "__main__":
-    console = Console(stderr=True)
+    console = steady_console()
     with one_line_errors(console):
         run_server(load_settings(dict(word.split("=", 1) for word in sys.argv[1:])), fake_engine.FACTORY, console)

@@ -38,5 +38,7 @@ LOAD = Load(
     quantize="none",
     adapter=True,
     runner="auto",
+    delivery_ms=0.0,
     log_level="info",
+    log_format="json",
 )
