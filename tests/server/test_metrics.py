@@ -153,7 +153,7 @@ def test_closed_labels_begin_at_zero_so_that_the_first_event_is_a_rise() -> None
     metrics.expect_http("/v1/completions", "POST", (200, 503))
     found = samples(metrics)
     begun = {
-        "medusa_requests_rejected_total": "auth draining invalid queue_full rate_limited too_large",
+        "medusa_requests_rejected_total": "auth connections draining invalid queue_full rate_limited too_large",
         "medusa_requests_cancelled_total": "decode prefill queued",
         "medusa_worker_restarts_total": "crash,0 hang,0 manual,0 oom,0",
         "medusa_decode_steps_total": "chain off static tree",
