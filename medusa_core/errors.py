@@ -92,7 +92,7 @@ class UnknownModel(RequestError):
     """A model name this server does not serve."""
 
     def __init__(self, name: str, served: list[str]) -> None:
-        super().__init__(f"the model {name!r} does not exist here; served: {', '.join(served)}", "model")
+        super().__init__(f"the model {name[:100]!r} does not exist here; served: {', '.join(served)}", "model")
 
 
 class MissingChatTemplate(RequestError):
