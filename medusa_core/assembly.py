@@ -113,6 +113,7 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         tree_reason=reason,
         adapter=str(adapter) if adapter is not None else None,
         tree_sizes=_tree_sizes(config, device.type, weights, heads is not None),
+        prompt_lookup=config.prompt_lookup,
     )
     recycled = backbone.vocab_size if config.recycling else None
     drafters: Drafters = DrafterSource(

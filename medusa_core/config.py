@@ -1,5 +1,6 @@
 """What the operator and the caller may choose about the engine, as frozen values with one default each."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -60,6 +61,8 @@ class EngineConfig:
                        load; where there is none, and with False, torch's own are used.
     runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step;
                        `auto` records on CUDA.
+    delivery_ms:       what each step takes beside its computation until its tokens are on their way, where a process on
+                       the same cores sends them; `auto` counts it as part of every step, on a CPU.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
     """
 
@@ -82,6 +85,7 @@ class EngineConfig:
     fuse: bool = True
     compile: bool = True
     runner: RunnerName = "auto"
+    delivery_ms: float = 0.0
     self_test: bool = True
 
     def __post_init__(self) -> None:
@@ -91,6 +95,8 @@ class EngineConfig:
                 raise ConfigurationError(f"{name} is {value}, it must be at least 1")
         if self.prefix_cache is not None and self.prefix_cache < 0:
             raise ConfigurationError(f"prefix_cache is {self.prefix_cache}, it must be at least 0 MiB; 0 turns it off")
+        if not 0.0 <= self.delivery_ms < math.inf:
+            raise ConfigurationError(f"delivery_ms is {self.delivery_ms}, it must be at least 0, and finite")
         if self.max_context == 1:
             raise ConfigurationError("max_context is 1, it must hold a token of the prompt and one of the answer: 2")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:

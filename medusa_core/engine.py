@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, Self
 
@@ -133,7 +133,7 @@ class Engine:
             engine.try_heads(parts.heads)
         if engine.info.tree_sizes:
             progress("timing steps", 0.95)
-            engine.find_pace()
+            engine.find_pace(config.delivery_ms / 1e3)
         progress("ready", 1.0)
         return engine
 
@@ -179,10 +179,13 @@ class Engine:
         self.info = replace(self.info, head_check=found.own if found is not None else None)
         self.forget()
 
-    def find_pace(self) -> None:
-        """Let `auto` take the fastest of the tree sizes at every step, by what a step of each of them costs here."""
+    def find_pace(self, delivery_s: float) -> None:
+        """Let `auto` take the fastest of the tree sizes at every step, by what a step of each of them costs here.
+
+        delivery_s: what each takes beside, see EngineConfig.delivery_ms.
+        """
         begin = timed_steps(self._backbone, self._cache, self._runner, self._drafters, self._memory)
-        self._pacing = find_pacing(self.info, begin)
+        self._pacing = find_pacing(self.info, begin, delivery_s)
         self.info = replace(self.info, tree_sizes=self._pacing.sizes)
         self.forget()
 
@@ -218,12 +221,12 @@ class Engine:
 
         `should_stop` is asked before every prefill chunk and every step; the iterator then simply ends. Mutates the
         engine's cache, whose rows later requests reuse as far as their prompts agree.
-        """
-        self.check(request)
-        try:
 
         Raises OutOfMemory, after which the next request is answered as if it were the first, or DeviceFault, after
         which none is.
+        """
+        self.check(request)
+        try:
             yield from self._answer(request, should_stop)
             return
         except (RuntimeError, MemoryError) as error:
@@ -255,9 +258,6 @@ class Engine:
         )
         rule = make_rule(sampler, request.speculation)
         constraint = self._constraint(request.grammar)
-        asked = Asked(request.speculation, request.prediction, len(prompt), constraint is not None)
-        drafting = Paced(self._drafters, asked, self._pace(request))
-        plan = DecodePlan(drafting, adjustments, rule, constraint, request.top_logprobs)
 
         started = time.perf_counter()
         scored = request.top_logprobs if request.score_prompt else None
@@ -293,10 +293,13 @@ class Engine:
             sampler=None if sampler.is_greedy else sampler,
             memory=self._recall(request),
         )
+        asked = Asked(request.speculation, request.prediction, len(prompt), constraint is not None)
+        drafting = Paced(self._drafters, asked, self._pace(request, first.tokens))
+        plan = DecodePlan(drafting, adjustments, rule, constraint, request.top_logprobs)
         steps = self._runner.steps(plan, state, len(prompt))
         while output.finish_reason is None and not should_stop():
             before, result = now, next(steps)
-            drafting.observe(result.num_nodes, result.path)
+            drafting.observe(result.num_nodes, result.path, result.tokens)
             cache.tokens.extend((output.root, *result.tokens[:-1]))
             now = time.perf_counter()
             step = StepStats(
@@ -309,12 +312,13 @@ class Engine:
             )
             yield output.emit(result, None, step)
 
-    def _pace(self, request: GenerationRequest) -> Pace:
-        """How large the trees of a request are."""
+    def _pace(self, request: GenerationRequest, first: Sequence[int]) -> Pace:
+        """How large the trees of a request are; its answer begins with the tokens `first`."""
         wanted = request.speculation.max_nodes
         if request.speculation.mode == "auto" and self._pacing is not None:
             sampling = request.sampling
-            return self._pacing.begin(wanted, sampling.temperature > 0.0, is_seeded=sampling.seed is not None)
+            texts = request.prediction, (*request.prompt, *first)
+            return self._pacing.begin(wanted, sampling.temperature > 0.0, sampling.seed is not None, texts)
         return FixedPace(wanted if wanted is not None else self.info.tree_nodes)
 
     def _recall(self, request: GenerationRequest) -> Memory:

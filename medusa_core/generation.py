@@ -102,6 +102,7 @@ class EngineInfo:
     tree:             what `auto` drafts.
     tree_sizes:       the sizes of which `auto` takes the fastest at every step; empty where it takes the fixed one.
     adapter:          folder of the adapter that is merged into the base; None without one.
+    prompt_lookup:    whether trees hold what followed earlier in the sequence.
     head_check:       share of a short greedy run on which each head was right; None where nobody tried.
     """
 
@@ -124,6 +125,7 @@ class EngineInfo:
     adapter: str | None
     head_check: tuple[float, ...] | None = None
     tree_sizes: tuple[int, ...] = ()
+    prompt_lookup: bool = True
 
     @property
     def most_nodes(self) -> int:

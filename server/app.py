@@ -126,6 +126,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         quantize=settings.quantize,
         adapter=settings.adapter,
         runner=settings.runner,
+        delivery_ms=settings.delivery_ms,
         log_level=settings.log_level,
         log_format=rendering_of(settings.log_format),
     )

@@ -122,6 +122,9 @@ class Settings(BaseSettings):
     runner: RunnerName = Field(
         "auto", description="auto, eager or cuda_graph: on CUDA a step is recorded once and replayed, unless eager"
     )
+    delivery_ms: float = Field(
+        0.25, ge=0, allow_inf_nan=False, description="on a CPU, what a step's delivery takes beside its computation"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")

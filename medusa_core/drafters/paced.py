@@ -25,6 +25,6 @@ class Paced:
             self._of_size[num_nodes] = self._drafters.get(replace(self._asked, speculation=speculation))
         return self._of_size[num_nodes]
 
-    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
-        """Of a tree of so many nodes these were accepted, root left out."""
-        self._pace.observe(num_nodes, path)
+    def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
+        """Of a tree of so many nodes these were accepted, root left out; what it brought are `tokens`."""
+        self._pace.observe(num_nodes, path, tokens)

@@ -13,11 +13,14 @@ _HARDLY_MORE = 1.02
 class StepCosts:
     """Seconds of a step, between the measured contexts and beyond the longest of them along a straight line."""
 
-    def __init__(self, curves: Sequence[LatencyCurve], most_tokens: int) -> None:
+    def __init__(self, curves: Sequence[LatencyCurve], most_tokens: int, delivery_s: float) -> None:
         """Curves of one place, by different contexts, 1 node in each; a step emits `most_tokens` at most.
 
         Greedy ones and, where sampling takes a time that matters, a sampled one.
+
+        delivery_s: what every step takes beside what was timed, whatever its size, until its tokens are on their way.
         """
+        self._delivery_s = delivery_s
         greedy = sorted((curve for curve in curves if not curve.is_sampled), key=lambda curve: curve.context)
         self._short, self._long = greedy[0], greedy[-1]
         self._sampled = next((curve for curve in curves if curve.is_sampled), None)
@@ -31,11 +34,11 @@ class StepCosts:
         if nodes == 1:
             return True
         cheaper = any(seconds[larger] <= _HARDLY_MORE * seconds[nodes] for larger in measured if larger > nodes)
-        return not cheaper and seconds[nodes] < most_tokens * seconds[1]
+        return not cheaper and seconds[nodes] + self._delivery_s < most_tokens * (seconds[1] + self._delivery_s)
 
     def seconds(self, nodes: int, rows: int, is_sampled: bool) -> float:
         """Seconds of a step with a tree of one of `sizes`, behind so many rows of the cache."""
-        greedy = self._greedy(nodes, rows)
+        greedy = self._delivery_s + self._greedy(nodes, rows)
         if not is_sampled or self._sampled is None:
             return greedy
         return greedy + max(0.0, self._sampled.seconds[nodes] - self._greedy(nodes, self._sampled.context))

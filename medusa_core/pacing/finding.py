@@ -7,7 +7,7 @@ from dataclasses import replace
 from medusa_core.calibration import LatencyCurve
 from medusa_core.generation import EngineInfo
 from medusa_core.pacing.costs import StepCosts
-from medusa_core.pacing.gains import expected_tokens
+from medusa_core.pacing.gains import echoed_tokens, expected_tokens
 from medusa_core.pacing.learning import Pacing
 from medusa_core.pacing.timing import Situation, TimingPlan, time_steps
 
@@ -36,9 +36,10 @@ def situations(info: EngineInfo) -> tuple[Situation, ...]:
     return tuple(found)
 
 
-def find_pacing(info: EngineInfo, begin: Callable[[int, Situation], Iterator[float]]) -> Pacing:
+def find_pacing(info: EngineInfo, begin: Callable[[int, Situation], Iterator[float]], delivery_s: float) -> Pacing:
     """Let an engine choose among its tree sizes by what a step of each costs here.
 
+    delivery_s: what each step takes beside; see EngineConfig.delivery_ms. On a card it is hidden behind the next step.
     begin: starts decoding with so many nodes in a situation, and yields the seconds of each step. Not called where
            somebody measured all that at this very place.
     """
@@ -50,13 +51,15 @@ def find_pacing(info: EngineInfo, begin: Callable[[int, Situation], Iterator[flo
     if len(curves) < len(wanted) or any(len(curve.seconds) < 2 or 1 not in curve.seconds for curve in curves):
         curves = time_steps(begin, info.place, TimingPlan(info.tree_sizes, wanted), info.plain_step_s)
         source = "measured now"
-    costs = StepCosts(curves, most_tokens=info.max_depth + 1)
+    beside_s = delivery_s if info.place.threads is not None else 0.0
+    costs = StepCosts(curves, info.max_depth + 1, beside_s)
     for curve in curves:
         taken = ", ".join(f"{nodes}: {1e3 * seconds:.2f}" for nodes, seconds in sorted(curve.seconds.items()))
         kind = "sampled" if curve.is_sampled else "greedy"
         _log.info("milliseconds of a %s step by nodes behind %d tokens, %s: %s", kind, curve.context, source, taken)
     _log.info("each step takes a tree of %s nodes, whichever is the fastest", " or ".join(map(str, costs.sizes)))
-    return Pacing(costs, expected_tokens(costs.sizes, info.calibration, info.num_heads > 0))
+    echoed = echoed_tokens(costs.sizes, info.max_depth) if info.prompt_lookup else None
+    return Pacing(costs, expected_tokens(costs.sizes, info.calibration, info.num_heads > 0), echoed)
 
 
 def _restricted(curve: LatencyCurve, sizes: Sequence[int]) -> LatencyCurve:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from medusa_core.calibration import Calibration
 
-__all__ = ["Gains", "expected_tokens"]
+__all__ = ["Gains", "echoed_tokens", "expected_tokens"]
 
 # Tokens up to which the ratio of two averages is not believed: it would be one of two small numbers.
 _FEW = 0.25
@@ -16,6 +16,9 @@ _MOST_STEPS = 7
 # is soon found out, since larger trees tell of smaller ones, and not the other way round.
 _WITH_HEADS = {1: 1.0, 2: 1.5, 4: 1.85, 8: 2.04, 16: 2.22, 32: 2.41, 64: 2.58}
 _WITHOUT_HEADS = {1: 1.0, 2: 1.4, 4: 1.7, 8: 1.95, 16: 2.15, 32: 2.3, 64: 2.4}
+
+# Chance that a token which lookup foresees behind four known ones is right, given that those above it are.
+_ECHOED = 0.9
 
 
 class Gains:
@@ -71,3 +74,8 @@ def expected_tokens(sizes: Sequence[int], calibration: Calibration | None, has_h
     if calibration is None:
         return table
     return {size: max(tokens, calibration.expected_tokens_per_step(size)) for size, tokens in table.items()}
+
+
+def echoed_tokens(sizes: Sequence[int], max_depth: int) -> dict[int, float]:
+    """Tokens per step to expect where a sequence repeats itself: mostly one branch, as deep as the tree allows."""
+    return {size: 1.0 + sum(_ECHOED**depth for depth in range(1, min(size - 1, max_depth) + 1)) for size in sizes}

@@ -3,18 +3,24 @@
 Tokens per step are learnt from what is accepted; seconds are those that were measured once, so that what else the
 machine does changes no choice. However wrong the averages are, an account of the seconds that trees won and lost keeps
 a request from being slower than plain decoding by more than LIMIT.
+
+Where the sequence repeats itself lookup foresees what follows, often as deep as a tree goes, and a few steps later
+nothing. One average would be right in neither place, so steps are told apart by whether an echo was heard when they
+began. That is known on the host and costs nothing, also while decoding plainly.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
+from medusa_core.pacing.account import LIMIT, LIMIT_TOKENS, Account
 from medusa_core.pacing.costs import StepCosts
+from medusa_core.pacing.echo import Echo
 from medusa_core.pacing.gains import Gains
 
 __all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
 
-# Share of plain decoding's time that trees may lose in a request, counted as of so many tokens at least: short
-# answers, too, have to find out what pays.
-LIMIT, LIMIT_TOKENS = 0.03, 100
+# Of what trees may lose, so much is left for the steps where an echo is heard.
+_KEPT = 0.5
 # While nothing pays, probing starts after so few steps at first and after twice as many each time, in the end after so
 # many at least, and so seldom that what it may lose, its first step and half of another, is this share of the time.
 _FIRST_INTERVAL, _INTERVAL, _SHARE, _LOST_STEPS = 8, 48, 0.02, 1.5
@@ -32,125 +38,150 @@ _ROWS = 64
 class Pacing:
     """What an engine knows about the size of trees; learns from every request."""
 
-    def __init__(self, costs: StepCosts, tokens: Mapping[int, float]) -> None:
-        """`tokens` per step by size, as they were calibrated or are expected."""
-        self._costs, self._calibrated = costs, {size: tokens[size] for size in costs.sizes}
-        self._learnt = Gains(self._calibrated, _SLOW_RATE)
+    def __init__(self, costs: StepCosts, tokens: Mapping[int, float], echoed: Mapping[int, float] | None) -> None:
+        """Tokens per step by size, as they were calibrated or are expected.
+
+        echoed: the same where the sequence repeats itself; None where nobody looks up what it repeats.
+        """
+        self._costs = costs
+        known = {False: tokens} if echoed is None else {False: tokens, True: echoed}
+        self._calibrated = {heard: {size: by[size] for size in costs.sizes} for heard, by in known.items()}
+        self._learnt = {heard: Gains(by, _SLOW_RATE) for heard, by in self._calibrated.items()}
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes that are chosen from, 1 first."""
         return self._costs.sizes
 
-    def begin(self, most_nodes: int | None, is_sampled: bool, is_seeded: bool) -> "LearningPace":
+    def begin(
+        self, most_nodes: int | None, is_sampled: bool, is_seeded: bool, texts: Sequence[Sequence[int]]
+    ) -> "LearningPace":
         """The pace of one request.
 
         most_nodes: bound that the request sets; None sets none.
         is_sampled: whether its tokens are drawn at a temperature.
         is_seeded:  begin with what was calibrated, so that a request's steps do not depend on the ones before it.
+        texts:      what lookup may find, the sequence so far last.
         """
-        start = self._calibrated if is_seeded else self._learnt.tokens()
         sizes = [size for size in self.sizes if most_nodes is None or size <= most_nodes]
-        tokens = {size: start[size] for size in sizes}
-        return LearningPace(self._costs, is_sampled, tokens, self._calibrated, self._learnt)
+        habits = {}
+        for heard, learnt in self._learnt.items():
+            calibrated = self._calibrated[heard]
+            start = calibrated if is_seeded else learnt.tokens()
+            share = 1.0 - _KEPT if not heard and len(self._learnt) > 1 else 1.0
+            habits[heard] = _Habit({size: start[size] for size in sizes}, calibrated, learnt, share)
+        return LearningPace(self._costs, is_sampled, habits, Echo(texts) if len(habits) > 1 else None)
+
+
+class _Habit:
+    """What one request does in one kind of place, and what it has learnt there."""
+
+    def __init__(
+        self, start: Mapping[int, float], calibrated: Mapping[int, float], learnt: Gains, share: float
+    ) -> None:
+        """Tokens per step by size, to start with and as calibrated; `learnt` hears what is observed, too.
+
+        share: of what trees may lose, that this place may use up.
+        """
+        self.calibrated, self.learnt, self.share = calibrated, learnt, share
+        self.gains = Gains(start, _RATE)
+        self.size: int | None = None  # the last choice, probing left out
+        self.since_probing: int | None = None  # None before the first
+        self.wait: float = _FIRST_INTERVAL
+        self.probed: float | None = None  # seconds won by the probing that goes on; None when none does
+
+    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+        """Of a tree of so many nodes these were accepted, root left out."""
+        self.gains.observe(num_nodes, path)
+        self.learnt.observe(num_nodes, path)
 
 
 class LearningPace:
     """The pace of one request."""
 
-    def __init__(
-        self,
-        costs: StepCosts,
-        is_sampled: bool,
-        start: Mapping[int, float],
-        calibrated: Mapping[int, float],
-        learnt: Gains,
-    ) -> None:
-        """Tokens per step by size, to start with and as calibrated; `learnt` hears what is observed, too."""
+    def __init__(self, costs: StepCosts, is_sampled: bool, habits: Mapping[bool, _Habit], echo: Echo | None) -> None:
+        """What is done in each kind of place, by whether an echo is heard there; without one there is only one."""
         self._costs, self._is_sampled = costs, is_sampled
-        self._calibrated, self._learnt = calibrated, learnt
-        self._gains = Gains(start, _RATE)
-        self._sizes = self._gains.sizes
+        self._habits, self._echo = habits, echo
+        self._sizes = habits[False].gains.sizes
         self._seconds: dict[int, float] = {}
         self._rows: int | None = None
-        self._size: int | None = None  # the last choice, probing left out
-        # seconds won over plain decoding so far, and what that would have taken
-        self._won, self._plain = 0.0, 0.0
-        self._since_probing: int | None = None  # None before the first
-        self._wait: float = _FIRST_INTERVAL
-        self._probed: float | None = None  # seconds won by the probing that goes on; None when none does
+        self._account = Account()
+        self._begun: deque[_Habit] = deque()  # of the steps whose results are not known yet
 
     def choose(self, past: int) -> int:
         """See Pace.choose."""
         if self._rows is None or past >= self._rows + _ROWS:
             self._rows = past
             self._seconds = {size: self._costs.seconds(size, past, self._is_sampled) for size in self._sizes}
-        self._size = self._fastest()
-        size = self._size_to_try(self._size)
-        if not self._is_affordable(size):
-            size = self._size
+        habit = self._habits[self._echo is not None and self._echo.is_heard]
+        habit.size = self._fastest(habit)
+        size = self._size_to_try(habit, habit.size)
+        if not self._is_affordable(habit, size):
+            size = habit.size
         # the one token that every step brings is counted here, because its result may come late
-        self._won -= self._extra(size)
-        self._plain += self._seconds[1]
+        self._account.charge(self._extra(size), self._seconds[1])
+        self._begun.append(habit)
         return size
 
-    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+    def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
         """See Pace.observe."""
-        self._gains.observe(num_nodes, path)
-        self._learnt.observe(num_nodes, path)
+        habit = self._begun.popleft()
+        habit.observe(num_nodes, path)
+        if self._echo is not None:
+            self._echo.extend(tokens)
         won = len(path) * self._seconds[1]
-        self._won += won
-        self._plain += won
-        if self._probed is not None and num_nodes > 1:
-            extra = self._extra(self._promising())
-            self._probed += won - extra
+        self._account.credit(won)
+        if habit.probed is not None and num_nodes > 1:
+            extra = self._extra(self._promising(habit))
+            habit.probed += won - extra
             # it ends when one step's cost is lost, not at the first step without luck
-            if self._probed <= -extra:
-                self._probed = None
+            if habit.probed <= -extra:
+                habit.probed = None
 
     def _extra(self, size: int) -> float:
         """Seconds that a tree of a size costs over plain decoding."""
         return self._seconds[size] - self._seconds[1]
 
-    def _is_affordable(self, size: int) -> bool:
+    def _is_affordable(self, habit: _Habit, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""
-        allowed = LIMIT * max(self._plain, LIMIT_TOKENS * self._seconds[1])
-        return size == 1 or self._won - self._extra(size) >= -allowed
+        return self._account.affords(self._extra(size), self._seconds[1], habit.share)
 
-    def _fastest(self) -> int:
+    def _fastest(self, habit: _Habit) -> int:
         """The affordable size with most tokens per second; the last choice unless another is clearly better."""
-        tokens = self._gains.tokens()
-        speed = {size: tokens[size] / self._seconds[size] for size in self._sizes if self._is_affordable(size)}
+        tokens = habit.gains.tokens()
+        affordable = [size for size in self._sizes if size == 1 or self._is_affordable(habit, size)]
+        speed = {size: tokens[size] / self._seconds[size] for size in affordable}
         best = max(speed, key=lambda size: speed[size])
-        kept = self._size if self._size in speed else best
+        kept = habit.size if habit.size in speed else best
         return best if speed[best] > _BETTER * speed[kept] else kept
 
-    def _promising(self) -> int:
+    def _promising(self, habit: _Habit) -> int:
         """The tree that is the fastest where as much is accepted as was calibrated."""
-        return max(self._sizes[1:], key=lambda size: self._calibrated[size] / self._seconds[size])
+        return max(self._sizes[1:], key=lambda size: habit.calibrated[size] / self._seconds[size])
 
-    def _size_to_try(self, size: int) -> int:
+    def _size_to_try(self, habit: _Habit, size: int) -> int:
         """A larger size than the fastest, when its turn has come, else that one.
 
         Larger trees are seen in no other way, and nothing is while decoding plainly.
         """
         above = self._sizes[self._sizes.index(size) + 1 :]
         if size > 1:
-            self._probed, self._wait = None, _FIRST_INTERVAL
-        if self._probed is not None:
-            return self._promising()
+            habit.probed, habit.wait = None, _FIRST_INTERVAL
+        if habit.probed is not None:
+            return self._promising(habit)
         if not above:
-            self._since_probing = 0
+            habit.since_probing = 0
             return size
-        larger = above[0] if size > 1 else self._promising()
+        larger = above[0] if size > 1 else self._promising(habit)
         # a request that would begin plainly begins with trying: it may be unlike the ones before
-        wait = self._wait if size == 1 else self._longest_wait(size, larger)
-        is_due = size == 1 if self._since_probing is None else self._since_probing >= wait
-        self._since_probing = 1 if is_due or self._since_probing is None else self._since_probing + 1
+        wait = habit.wait if size == 1 else self._longest_wait(size, larger)
+        is_due = size == 1 if habit.since_probing is None else habit.since_probing >= wait
+        habit.since_probing = 1 if is_due or habit.since_probing is None else habit.since_probing + 1
         if not is_due:
             return size
         if size == 1:
-            self._probed, self._wait = 0.0, min(2 * wait, self._longest_wait(size, larger))
+            habit.probed, habit.wait = 0.0, min(2 * wait, self._longest_wait(size, larger))
         return larger
 
     def _longest_wait(self, size: int, larger: int) -> float:

@@ -13,8 +13,11 @@ class Pace(Protocol):
         """N of the step that is issued next, root included, behind `past` rows."""
         ...
 
-    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
-        """Of a tree of so many ranked nodes these were accepted, root left out."""
+    def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
+        """Of a tree of so many ranked nodes these were accepted, root left out; what it brought are `tokens`.
+
+        Called for every step that was chosen for, in the same order.
+        """
         ...
 
 
@@ -28,5 +31,5 @@ class FixedPace:
         """See Pace.choose."""
         return self._num_nodes
 
-    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
+    def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
         """See Pace.observe; there is nothing to learn."""

@@ -49,6 +49,7 @@ def serve(
     quantize: Annotated[Text, _setting("quantize")] = None,
     adapter: Annotated[bool | None, _setting("adapter")] = None,
     runner: Annotated[Text, _setting("runner")] = None,
+    delivery_ms: Annotated[Text, _setting("delivery_ms")] = None,
     threads: Annotated[Text, _setting("threads")] = None,
     chat_template: Annotated[Text, _setting("chat_template")] = None,
     max_body_bytes: Annotated[Text, _setting("max_body_bytes")] = None,

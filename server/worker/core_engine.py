@@ -32,6 +32,7 @@ class _CoreEngine:
             quantize=load.quantize,
             adapter=load.adapter,
             runner=load.runner,
+            delivery_ms=load.delivery_ms,
         )
         self._engine = Engine.load(config, progress)
         info = self._engine.info

@@ -93,6 +93,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     quantize: Quantization
     adapter: bool
     runner: RunnerName
+    delivery_ms: float
     log_level: str
 
 

@@ -120,7 +120,7 @@ def paced_engine() -> Engine:
     curves = [LatencyCurve(engine.info.place, at.rows, taken, at.is_sampled) for at in situations(engine.info)]
     calibration = Calibration(((0.9,),) * 3, (9,) * 3, (1.0,) * 3, tuple(curves))
     engine.info = replace(engine.info, tree_sizes=(1, 4, 16), calibration=calibration)
-    engine.find_pace()
+    engine.find_pace(0.0)
     return engine
 
 
@@ -161,7 +161,7 @@ def test_steps_that_nobody_timed_are_timed_and_leave_nothing_behind() -> None:
     backbone = MockBackbone()
     engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=16, recycles=True)
     engine.info = replace(engine.info, tree_sizes=(1, 4, 16))
-    engine.find_pace()
+    engine.find_pace(0.0)
 
     first = next(engine.generate(GenerationRequest(PROMPT, GREEDY, max_tokens=5)))
 

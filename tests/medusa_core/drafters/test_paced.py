@@ -25,13 +25,13 @@ class Script:
     """A pace that was written down beforehand."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes, self.heard = list(sizes), list[tuple[int, Sequence[int]]]()
+        self._sizes, self.heard = list(sizes), list[tuple[int, Sequence[int], Sequence[int]]]()
 
     def choose(self, past: int) -> int:
         return self._sizes.pop(0)
 
-    def observe(self, num_nodes: int, path: Sequence[int]) -> None:
-        self.heard.append((num_nodes, path))
+    def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
+        self.heard.append((num_nodes, path, tokens))
 
 
 def test_each_step_gets_a_drafter_of_the_size_that_the_pace_says_and_each_size_is_made_once() -> None:
@@ -44,6 +44,6 @@ def test_each_step_gets_a_drafter_of_the_size_that_the_pace_says_and_each_size_i
 
 def test_the_pace_hears_what_became_of_each_tree() -> None:
     pace = Script([4])
-    Paced(Counting(), Asked(SpeculationParams(), (), 3, False), pace).observe(4, [1, 3])
+    Paced(Counting(), Asked(SpeculationParams(), (), 3, False), pace).observe(4, [1, 3], [7, 8, 9])
 
-    assert pace.heard == [(4, [1, 3])]
+    assert pace.heard == [(4, [1, 3], [7, 8, 9])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from medusa_core.calibration import LatencyCurve, Place
 from medusa_core.pacing import Pace, Pacing, StepCosts
@@ -12,6 +13,7 @@ PROCESSOR = {1: 2.8, 2: 3.1, 4: 3.3, 8: 3.8, 16: 4.8, 32: 6.6}
 CARD = {1: 3.7, 16: 3.9, 32: 4.0, 64: 4.4}
 # a step that was made carelessly: whatever the tree, it costs much more than none
 STEEP = {1: 5.4, 4: 8.3, 8: 8.9, 16: 10.3}
+ECHOED = {1: 1.0, 2: 1.9, 4: 3.5, 8: 6.0, 16: 6.5, 32: 6.6, 64: 6.7}
 COUNTED = {1: 1.0, 2: 1.4, 4: 1.7, 8: 2.0, 16: 2.2, 32: 2.3, 64: 2.5}
 
 
@@ -20,11 +22,11 @@ def curve(context: int, milliseconds: dict[int, float], is_sampled: bool = False
 
 
 def step_costs(milliseconds: dict[int, float]) -> StepCosts:
-    return StepCosts([curve(100, milliseconds)], most_tokens=9)
+    return StepCosts([curve(100, milliseconds)], most_tokens=9, delivery_s=0.0)
 
 
-def pacing(milliseconds: dict[int, float]) -> Pacing:
-    return Pacing(step_costs(milliseconds), COUNTED)
+def pacing(milliseconds: dict[int, float], looks_up: bool = False) -> Pacing:
+    return Pacing(step_costs(milliseconds), COUNTED, ECHOED if looks_up else None)
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,26 @@ class Decoded:
         return self.seconds / self.plain
 
 
-def decode(pace: Pace, costs: StepCosts, accepted: Iterator[Sequence[int]], tokens: int, late: int = 0) -> Decoded:
-    """Decode with trees of 64 nodes of which `accepted` yields those on the path; results come `late` steps later."""
-    seconds, emitted, sizes, unheard = 0.0, 0, list[int](), list[tuple[int, Sequence[int]]]()
+def decode(
+    pace: Pace,
+    costs: StepCosts,
+    accepted: Iterator[Sequence[int]],
+    tokens: int,
+    late: int = 0,
+    text: Iterator[int] | None = None,
+) -> Decoded:
+    """Decode with trees of 64 nodes of which `accepted` yields those on the path; results come `late` steps later.
+
+    text: the tokens that are written; None repeats none of them.
+    """
+    written = text if text is not None else count()
+    seconds, emitted, sizes, unheard = 0.0, 0, list[int](), list[tuple[int, Sequence[int], Sequence[int]]]()
     while emitted < tokens:
         sizes.append(pace.choose(100))
         seconds += costs.seconds(sizes[-1], 100, False)
         path = [node for node in next(accepted) if node < sizes[-1]]
         emitted += 1 + len(path)
-        unheard.append((sizes[-1], path))
+        unheard.append((sizes[-1], path, tuple(islice(written, 1 + len(path)))))
         if len(unheard) > late:
             pace.observe(*unheard.pop(0))
     return Decoded(seconds, emitted * costs.seconds(1, 100, False), sizes)

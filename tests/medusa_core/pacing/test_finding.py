@@ -34,7 +34,7 @@ def test_what_was_calibrated_at_this_place_is_not_timed_again() -> None:
     measured = {1: 2.0, 2: 2.1, 4: 2.2, 16: 2.5, 64: 9.0}
     known = CALIBRATION.with_latency(*(curve(at.rows, measured, at.is_sampled) for at in situations(info(None))))
 
-    assert find_pacing(info(known), forbidden).sizes == (1, 4, 16)
+    assert find_pacing(info(known), forbidden, 0.0).sizes == (1, 4, 16)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_what_was_calibrated_at_this_place_is_not_timed_again() -> None:
     ids=["never", "short only", "other sizes", "other place"],
 )
 def test_steps_are_timed_where_nobody_did_so_before(curves: list[LatencyCurve]) -> None:
-    assert find_pacing(info(CALIBRATION.with_latency(*curves)), free).sizes == (1, 16)
+    assert find_pacing(info(CALIBRATION.with_latency(*curves)), free, 0.0).sizes == (1, 16)
 
 
 def test_heads_without_calibration_and_no_heads_begin_with_careful_expectations() -> None:
-    assert find_pacing(info(None), free).sizes == (1, 16)
+    assert find_pacing(info(None), free, 0.0).sizes == (1, 16)
 
 
 def test_steps_are_timed_behind_a_conversation_and_a_long_document_and_on_a_processor_with_sampling() -> None:
@@ -65,3 +65,14 @@ def test_steps_are_timed_behind_a_conversation_and_a_long_document_and_on_a_proc
 @pytest.mark.parametrize(("max_context", "rows"), [(2048, [256, 2003]), (400, [256]), (8, [1])])
 def test_no_context_is_longer_than_the_model_allows(max_context: int, rows: list[int]) -> None:
     assert [at.rows for at in situations(info(None, max_context)) if not at.is_sampled] == rows
+
+
+def test_delivery_counts_on_a_processor_alone() -> None:
+    def steep(nodes: int, situation: Situation) -> Iterator[float]:
+        while True:
+            yield 0.001 if nodes == 1 else 0.011
+
+    processor, card = info(None), replace(info(None), place=replace(PLACE, threads=None))
+    found = [find_pacing(where, steep, delivery_s).sizes for where in (processor, card) for delivery_s in (0.0, 0.01)]
+
+    assert found == [(1,), (1, 16), (1,), (1,)]

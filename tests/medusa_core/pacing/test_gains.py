@@ -1,7 +1,7 @@
 import pytest
 
 from medusa_core.calibration import Calibration
-from medusa_core.pacing import Gains, expected_tokens
+from medusa_core.pacing import Gains, echoed_tokens, expected_tokens
 
 
 def test_averages_begin_with_what_is_known() -> None:
@@ -67,3 +67,9 @@ def test_expectations_are_what_was_counted_and_at_least_what_is_drafted_without_
         2: 1.8,
         64: expected_tokens((64,), None, False)[64],  # what others draft
     }
+
+
+def test_an_echo_is_followed_as_deep_as_the_tree_and_the_drafters_go() -> None:
+    assert echoed_tokens((1, 2, 4, 16, 64), 8) == pytest.approx(
+        {1: 1.0, 2: 1.9, 4: 1 + 0.9 + 0.81 + 0.729, 16: 1 + 9 * (1 - 0.9**8), 64: 1 + 9 * (1 - 0.9**8)}
+    )
