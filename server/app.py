@@ -130,7 +130,7 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
         log_level=settings.log_level,
         log_format=rendering_of(settings.log_format),
     )
-    return WorkerClient(load, settings.queue_size, metrics, factory)
+    return WorkerClient(load, settings.queue_size, metrics, settings.step_timeout_s, factory)
 
 
 def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metrics: Metrics) -> FastAPI:

@@ -42,6 +42,11 @@ def _auto_is_none(value: object) -> object:
 
 def _listed(value: object) -> object:
     """Several values in one word, separated by commas; a configuration file may hold a list."""
+def _none_is_for_ever(value: object) -> object:
+    """Absence has a word, for the command line and the environment."""
+    return None if value == "none" else value
+
+
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
@@ -153,6 +158,12 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="YAML or TOML file with any of these options")
 
     @property
+    step_timeout_s: Annotated[float | None, BeforeValidator(_none_is_for_ever)] = Field(
+        120.0,
+        ge=2,
+        allow_inf_nan=False,
+        description="seconds without a sign of life after which the worker is replaced; none: it is waited for",
+    )
     def served_name(self) -> str:
         """The model's name in requests and answers; a folder goes by its own name, not by its path."""
         if self.served_model_name is not None:

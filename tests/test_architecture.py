@@ -43,9 +43,9 @@ LAYERS: dict[str, list[set[str]]] = {
         {"asking", "calling"},
         {"answer", "rate_limit"},
         {"streaming", "token_scores", "worker.client", "auth", "body_guard", "grammars", "http_protocol", "tool_calls"},
-        {"worker.core_engine"},
-        {"errors", "metrics", "openapi", "predicted", "call_events", "worker.job", "worker.process"},
-        {"schemas", "settings", "worker.messages"},
+        {"worker.core_engine", "worker.supervisor"},
+        {"errors", "metrics", "openapi", "predicted", "call_events", "worker.endings", "worker.job", "worker.process"},
+        {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
         {"logs"},
     ],
 }

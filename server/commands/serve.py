@@ -62,6 +62,7 @@ def serve(
     open_metrics: Annotated[bool | None, _setting("open_metrics")] = None,
     open_docs: Annotated[bool | None, _setting("open_docs")] = None,
     request_timeout_s: Annotated[Text, _setting("request_timeout_s")] = None,
+    step_timeout_s: Annotated[Text, _setting("step_timeout_s")] = None,
     shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,
     log_level: Annotated[Text, _setting("log_level")] = None,
     log_format: Annotated[Text, _setting("log_format")] = None,

@@ -28,8 +28,9 @@ class JobOwner(Protocol):
 class Job:
     """One place in the queue, then the deltas of all answers it asks for, one answer after another; iterate it once.
 
-    current: index of the answer that is decoded.
-    timer:   ends the job when its time runs out.
+    current:     index of the answer that is decoded.
+    timer:       ends the job when its time runs out.
+    submitted, started, first_token, ended: monotonic times; None until it comes to that.
     """
 
     def __init__(self, requests: Sequence[Generate], owner: JobOwner) -> None:
@@ -37,6 +38,9 @@ class Job:
         self.current = 0
         self.stage: Stage = "queued"
         self.submitted = time.monotonic()
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self.ended: float | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._owner = owner
         self._inbox: asyncio.Queue[tuple[int, TokenDelta] | Done | MedusaError] = asyncio.Queue()
@@ -66,17 +70,26 @@ class Job:
             raise StopAsyncIteration
         return item
 
+    def begin(self) -> float:
+        """The worker has been asked for the first answer; returns the seconds the job has waited for that."""
+        self.stage = "prefill"
+        self.started = time.monotonic()
+        return self.started - self.submitted
+
     def put(self, item: TokenDelta | Done | MedusaError) -> None:
         """Hand over what the worker said; nothing after the end."""
         if self.stage == "ended":
             return
         if not isinstance(item, TokenDelta):
             self.stage = "ended"
+            self.ended = time.monotonic()
             if self.timer is not None:
                 self.timer.cancel()
             self._inbox.put_nowait(item)
             return
-        self.stage = "decode"
+        if self.first_token is None:
+            self.stage = "decode"
+            self.first_token = time.monotonic()
         self._inbox.put_nowait((self.current, item))
         if item.finish_reason is not None and self.is_last:
             self.put(Done(item.id))

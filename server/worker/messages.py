@@ -1,8 +1,8 @@
 """All that crosses the boundary between the server and its worker; msgpack over a pipe, nothing is pickled.
 
-To the worker: Load once, then Generate and Cancel in turn, Shutdown at the end.
+To the worker: Load once, then Generate and Cancel in turn, SetLogLevel at any time, Shutdown at the end.
 From the worker: Progress while loading, then Ready or LoadFailed; for every Generate any number of
-TokenDelta and exactly one of Done and Failed; Heartbeat at any time.
+TokenDelta and exactly one of Done and Failed; Heartbeat at any time; Ending before one that cannot go on ends.
 """
 
 from typing import Literal
@@ -10,10 +10,13 @@ from typing import Literal
 import msgspec
 
 from medusa_core.config import Quantization, RunnerName
+from server.logs import LogLevel, Rendering
 
 __all__ = [
     "Cancel",
     "Done",
+    "EndReason",
+    "Ending",
     "Failed",
     "FinishReason",
     "FromWorker",
@@ -26,6 +29,7 @@ __all__ = [
     "Ready",
     "RemoteError",
     "Sampling",
+    "SetLogLevel",
     "Shutdown",
     "Speculation",
     "StepStats",
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length"]
+EndReason = Literal["crash", "oom", "hang", "manual"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -94,7 +99,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     adapter: bool
     runner: RunnerName
     delivery_ms: float
-    log_level: str
+    log_level: LogLevel
+    log_format: Rendering
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -103,6 +109,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     grammar:    what the answer must match, in llguidance's words; None leaves it free.
     prediction: tokens that the client expects the answer to hold.
     cache_salt: rows of the cache are reused between requests of equal salt only.
+    request_id: stands in what the worker logs about it.
     """
 
     id: int
@@ -117,12 +124,19 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     grammar: str | None
     prediction: list[int]
     cache_salt: str | None
+    request_id: str | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Stop the answer `id` before its next step; one that has ended already is no mistake."""
 
     id: int
+
+
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    """Log from this level on."""
+
+    level: LogLevel
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -163,7 +177,7 @@ class RemoteError(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """The worker lives; sent about once a second while it is idle, and at the end of every answer.
+    """The worker lives; sent about once a second while it is idle or computes without a token, and after every answer.
 
     memory: bytes of the device by kind, allocated, reserved and in total; empty on a CPU.
     """
@@ -247,8 +261,19 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     error: RemoteError
 
 
-ToWorker = Load | Generate | Cancel | Shutdown
-FromWorker = Heartbeat | Progress | Ready | LoadFailed | TokenDelta | Done | Failed
+class Ending(msgspec.Struct, frozen=True, tag=True):
+    """The worker ends by itself after this, and another is to take its place.
+
+    reason:  label of medusa_worker_restarts_total.
+    message: what has happened, for people.
+    """
+
+    reason: EndReason
+    message: str
+
+
+ToWorker = Load | Generate | Cancel | SetLogLevel | Shutdown
+FromWorker = Heartbeat | Progress | Ready | LoadFailed | TokenDelta | Done | Failed | Ending
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:

@@ -1,21 +1,25 @@
 """The worker process: owns the engine, answers one request after another.
 
 Its loop reads the pipe while idle; while it generates, the engine asks `should_stop` before every step and
-prefill chunk, and that is where a Cancel is read.
+prefill chunk, and that is where a Cancel is read and where the server hears that the worker lives.
 """
 
 import importlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from medusa_core.errors import MedusaError, RequestError
+from medusa_core.errors import DeviceFault, MedusaError, OutOfMemory, RequestError
+from server.logs import bound, configure_logs, set_level
+from server.worker.lifeline import end_with_parent
 from server.worker.messages import (
     Cancel,
     Done,
+    Ending,
     Failed,
     FromWorker,
     Generate,
@@ -25,6 +29,7 @@ from server.worker.messages import (
     Progress,
     Ready,
     RemoteError,
+    SetLogLevel,
     Shutdown,
     TokenDelta,
     WorkerInfo,
@@ -37,6 +42,8 @@ __all__ = ["EngineFactory", "WorkerEngine", "quiet_libraries", "run"]
 logger = logging.getLogger("medusa.worker")
 
 HEARTBEAT_S = 1.0
+# Answers in a row for which no memory was left, before a new process is to find some.
+MOST_SHORTAGES = 2
 
 
 class WorkerEngine(Protocol):
@@ -57,14 +64,6 @@ class WorkerEngine(Protocol):
 
 
 EngineFactory = Callable[[Load, Callable[[str, float], None]], WorkerEngine]
-
-
-def _log_to_stderr(level: str) -> None:
-    """Log as the server does, beside it; of what libraries say only warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("medusa", "medusa_core"):
-        logging.getLogger(name).setLevel(level.upper())
-    quiet_libraries()
 
 
 def quiet_libraries() -> None:
@@ -91,16 +90,23 @@ class _Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._is_ending = False
+        self._shortages = 0
+        self._last_sent = 0.0
 
     def send(self, message: FromWorker) -> None:
         self._connection.send_bytes(encode(message))
+        self._last_sent = time.monotonic()
 
-    def should_stop(self, running: int) -> bool:
+    def should_stop(self, engine: WorkerEngine, running: int) -> bool:
         """Whether the answer `running` is no longer wanted; reads what has arrived without waiting."""
+        if time.monotonic() - self._last_sent >= HEARTBEAT_S:
+            self.send(Heartbeat(engine.device_memory()))
         while self._connection.poll():
             message = decode_to_worker(self._connection.recv_bytes())
             if isinstance(message, Shutdown):
                 self._is_ending = True
+            elif isinstance(message, SetLogLevel):
+                set_level(message.level)
             elif not isinstance(message, Cancel):
                 raise AssertionError(f"{type(message).__name__} was sent to a busy worker")
             elif message.id == running:
@@ -108,17 +114,33 @@ class _Worker:
         return self._is_ending
 
     def answer(self, engine: WorkerEngine, request: Generate) -> None:
+        logger.debug("answering", extra={"prompt_tokens": len(request.prompt), "max_tokens": request.max_tokens})
         try:
-            for delta in engine.generate(request, lambda: self.should_stop(request.id)):
+            for delta in engine.generate(request, lambda: self.should_stop(engine, request.id)):
                 self.send(delta)
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise
         except Exception as error:
             if not isinstance(error, RequestError):
                 logger.exception("answer %d failed", request.id)
+            self._end_if_hopeless(error)
             self.send(Failed(request.id, _remote(error)))
         else:
+            self._shortages = 0
             self.send(Done(request.id))
+
+    def _end_if_hopeless(self, error: Exception) -> None:
+        """Make room for another process where this one will not answer again."""
+        self._shortages += isinstance(error, OutOfMemory)
+        if isinstance(error, DeviceFault):
+            ending = Ending("crash", str(error))
+        elif self._shortages >= MOST_SHORTAGES:
+            ending = Ending("oom", f"no memory was left for {self._shortages} requests in a row")
+        else:
+            return
+        # told first, so that the server sends nothing more
+        self.send(ending)
+        self._is_ending = True
 
     def serve(self, engine: WorkerEngine) -> None:
         while not self._is_ending:
@@ -127,7 +149,10 @@ class _Worker:
                 continue
             message = decode_to_worker(self._connection.recv_bytes())
             if isinstance(message, Generate):
-                self.answer(engine, message)
+                with bound(request_id=message.request_id):
+                    self.answer(engine, message)
+            elif isinstance(message, SetLogLevel):
+                set_level(message.level)
             elif isinstance(message, Shutdown):
                 return
             # a Cancel that arrives here came too late: its answer has ended
@@ -136,10 +161,11 @@ class _Worker:
         load = decode_to_worker(self._connection.recv_bytes())
         if not isinstance(load, Load):
             raise AssertionError("the first message to a worker is Load")
-        _log_to_stderr(load.log_level)
+        configure_logs(load.log_format, load.log_level, "worker")
+        quiet_libraries()
         try:
             engine = _factory(factory)(load, lambda stage, share: self.send(Progress(stage, share)))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise
         except Exception as error:
             if not isinstance(error, MedusaError):
@@ -156,15 +182,16 @@ def run(connection: Connection, factory: str) -> None:
     connection: the worker's end of a duplex pipe.
     factory:    `package.module:name` of an EngineFactory.
     """
-    # Ctrl-C reaches the whole process group and systemd's SIGTERM the whole unit; only the server, which still
-    # drains, decides when the worker ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C reaches the whole process group and systemd's signals the whole unit; only the server, which still
+    # drains, decides when the worker ends, and what it logs.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     try:
         _Worker(connection).run(factory)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         # the server is gone, and nobody is left to answer
         return

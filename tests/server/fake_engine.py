@@ -6,8 +6,9 @@ The seed chooses how it misbehaves, so that a test can ask for that over HTTP.
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from medusa_core.errors import HeadsMismatch, InvalidParameter
+from medusa_core.errors import DeviceFault, HeadsMismatch, InvalidParameter, OutOfMemory
 from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
 
 FACTORY = "tests.server.fake_engine:load"
@@ -21,8 +22,11 @@ VOCABULARY, LARGE_VOCABULARY = 300, 400
 
 # seeds
 CRASH_AT_ONCE, CRASH, FAIL, REFUSE, ENDLESS, LONG_PREFILL = 9001, 9002, 9003, 9004, 9005, 9006
+HANG_AT_ONCE, HANG, SHORT_AT_ONCE, SHORT_OF_MEMORY, LOST_DEVICE = 9007, 9008, 9009, 9010, 9011
 # values of --heads
 MISFIT, DIES, SLOW, LARGE = "misfit", "dies", "slow", "large"
+# before the path of a file: heads that do not fit, or a load that does not end, once the file is there
+MISFIT_IF, HANGS_IF = "misfit-if:", "hangs-if:"
 
 
 class FakeEngine:
@@ -57,6 +61,10 @@ class FakeEngine:
             raise InvalidParameter("the engine does not like this seed", "seed")
         if seed == CRASH_AT_ONCE:
             os._exit(9)
+        if seed == HANG_AT_ONCE:
+            time.sleep(600)
+        if seed == SHORT_AT_ONCE:
+            raise OutOfMemory("no memory is left; shorten the prompt")
         for _ in range(200 if seed == LONG_PREFILL else 1):
             if should_stop():
                 return
@@ -93,6 +101,12 @@ class FakeEngine:
                 raise RuntimeError("a kernel was launched into the void")
             if seed == CRASH:
                 os._exit(9)
+            if seed == HANG:
+                time.sleep(600)
+            if seed == SHORT_OF_MEMORY:
+                raise OutOfMemory("no memory is left; shorten the prompt")
+            if seed == LOST_DEVICE:
+                raise DeviceFault("CUDA error: an illegal memory access was encountered")
             if seed == ENDLESS:
                 time.sleep(0.02)
             count = TOKENS_PER_STEP
@@ -108,7 +122,10 @@ def _logprobs(request: Generate, tokens: list[int]) -> list[TokenLogprobs] | Non
 
 def load(load: Load, progress: Callable[[str, float], None]) -> FakeEngine:
     progress("loading the fake model", 0.5)
-    if load.heads == MISFIT:
+    name, _, path = load.heads.partition(":") if load.heads is not None else ("", "", "")
+    if f"{name}:" == HANGS_IF and Path(path).exists():
+        time.sleep(600)
+    if load.heads == MISFIT or (f"{name}:" == MISFIT_IF and Path(path).exists()):
         raise HeadsMismatch("the heads were trained for hidden size 4096, the base model has 2048; choose others")
     if load.heads == DIES:
         os._exit(7)

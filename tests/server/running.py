@@ -25,12 +25,14 @@ from tests.tiny_tokenizers import save_byte_level
 
 MODEL = "tiny"
 
+ENDLESS = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 380}
 
 @dataclass(frozen=True)
 class Running:
     url: str
     worker: WorkerClient
 
+    loop: asyncio.AbstractEventLoop
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
 
@@ -44,6 +46,15 @@ class Running:
         return httpx.get(f"{self.url}{path}", timeout=20, **arguments)
 
     def metrics(self) -> dict[str, float]:
+    @contextmanager
+    def busy(self) -> Iterator[Iterator[str]]:
+        """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
+        body = {**ENDLESS, "stream": True}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=20) as response:
+            lines = response.iter_lines()
+            next(lines)
+            yield lines
+
         """Every sample by its name and its labels other than model_name."""
         found = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
@@ -75,14 +86,20 @@ def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True,
     app = create_app(settings, worker, codec, metrics)
     listener = open_port(settings.host, settings.port)
     server = uvicorn.Server(http_config(app, settings, metrics))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve([listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     deadline = time.monotonic() + 60
     while wait and worker.state.phase == "loading":
         assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     try:
-        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", worker)
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", worker, loops[0])
     finally:
         server.should_exit = True
         thread.join()

@@ -14,7 +14,8 @@ from server.answering import ARRIVED, Answering, ClientGone, fingerprint, unless
 from server.grammars import Grammars
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields
-from server.worker.client import WorkerClient, WorkerState
+from server.worker.client import WorkerClient
+from server.worker.supervisor import WorkerState
 from tests.server.worker_info import INFO, LOAD
 from tests.tiny_tokenizers import save_byte_level
 
@@ -68,8 +69,8 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
 
 
 def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
-    worker = WorkerClient(LOAD, queue_size, metrics)
-    worker.info, worker.state = INFO, WorkerState("ready", "", 1.0)
+    worker = WorkerClient(LOAD, queue_size, metrics, step_timeout_s=None)
+    worker.supervisor.info, worker.supervisor.state = INFO, WorkerState("ready", "", 1.0)
     return Answering(worker, codec, Grammars(codec), metrics, "m", 0, timeout_s=0.2)
 
 

@@ -1,30 +1,14 @@
-import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from openai import APIError, APIStatusError, InternalServerError, RateLimitError
+from openai import APIError, InternalServerError, RateLimitError
 
 from tests.server import fake_engine
-from tests.server.running import MODEL, Running, running
-
-ENDLESS = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 380}
-
-
-@contextmanager
-def busy(server: Running) -> Iterator[Iterator[str]]:
-    """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
-    body = {**ENDLESS, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
-        lines = response.iter_lines()
-        next(lines)
-        yield lines
+from tests.server.running import ENDLESS, MODEL, Running, running
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def one_seat(tmp_path: Path) -> Any:
 
 
 def test_a_client_that_leaves_a_stream_frees_the_worker(one_seat: Running) -> None:
-    with busy(one_seat):
+    with one_seat.busy():
         pass
 
     # the answer would hold it for two and a half seconds
@@ -69,12 +53,12 @@ def test_a_stop_string_frees_the_worker(one_seat: Running) -> None:
 
     assert answer.choices[0].text == "Hello "
     one_seat.wait_for("medusa_num_requests_running", 0, within_s=1)
-    assert "medusa_requests_cancelled_total stage=decode" not in one_seat.metrics()
+    assert one_seat.metrics()["medusa_requests_cancelled_total stage=decode"] == 0
 
 
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_a_client_that_leaves_the_queue_loses_its_place(one_seat: Running, is_streaming: bool) -> None:
-    with busy(one_seat):
+    with one_seat.busy():
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{one_seat.url}/v1/completions", json={**ENDLESS, "stream": is_streaming}, timeout=0.2)
 
@@ -83,7 +67,7 @@ def test_a_client_that_leaves_the_queue_loses_its_place(one_seat: Running, is_st
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(one_seat: Running) -> None:
-    with busy(one_seat):
+    with one_seat.busy():
         waiting = threading.Thread(
             target=lambda: one_seat.post("/v1/completions", {"model": MODEL, "prompt": "I wait my turn"})
         )
@@ -105,7 +89,7 @@ TIMED_OUT = "medusa_requests_total endpoint=completions finish_reason=timeout"
 
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_a_request_whose_turn_does_not_come_in_time_loses_its_place(one_seat: Running, is_streaming: bool) -> None:
-    with busy(one_seat) as lines:
+    with one_seat.busy() as lines:
         refused = one_seat.post("/v1/completions", {**ENDLESS, "timeout_s": 0.2, "stream": is_streaming})
 
         assert refused.status_code == 503
@@ -129,7 +113,7 @@ def test_an_answer_that_takes_too_long_frees_the_worker_and_is_not_to_be_asked_f
     one_seat.wait_for("medusa_num_requests_running", 0, within_s=1)
     metrics = one_seat.metrics()
     assert metrics[TIMED_OUT] == 1
-    assert "medusa_requests_cancelled_total stage=decode" not in metrics
+    assert metrics["medusa_requests_cancelled_total stage=decode"] == 0
     assert one_seat.post("/v1/completions", {"model": MODEL, "prompt": "Hello"}).status_code == 200
 
 
@@ -154,7 +138,7 @@ def test_a_request_can_only_shorten_the_time_it_is_given(tmp_path: Path) -> None
 
 
 def test_other_routes_answer_while_the_worker_is_busy(one_seat: Running) -> None:
-    with busy(one_seat):
+    with one_seat.busy():
         began = time.monotonic()
 
         assert one_seat.get("/v1/models").status_code == 200
@@ -194,62 +178,3 @@ def test_an_error_in_mid_stream_is_an_event_then_done(server: Running) -> None:
     assert answer.status_code == 200
     assert error.startswith('data: {"error":{"message":"the engine failed')
     assert done == "data: [DONE]"
-
-
-def test_a_worker_that_dies_is_replaced_and_the_waiting_are_kept(tmp_path: Path) -> None:
-    with running(tmp_path) as server:
-        with busy(server) as lines:
-            kept: list[httpx.Response] = []
-            waiting = threading.Thread(
-                target=lambda: kept.append(server.post("/v1/completions", {"model": MODEL, "prompt": "I wait"}))
-            )
-            waiting.start()
-            server.wait_for("medusa_num_requests_waiting", 1)
-            assert server.worker.pid is not None
-            os.kill(server.worker.pid, signal.SIGKILL)
-
-            events = [line for line in lines if line]
-            assert '"code":"worker_died"' in events[-2]
-            assert events[-1] == "data: [DONE]"
-            assert server.get("/health").json()["state"] == "restarting"
-            refused = server.post("/v1/completions", {"model": MODEL, "prompt": "too soon"})
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            waiting.join()
-            assert kept[0].json()["choices"][0]["text"] == "I wait"
-            metrics = server.metrics()
-            assert metrics["medusa_worker_restarts_total reason=crash"] == 1
-            assert metrics["medusa_worker_up"] == 1
-            assert metrics["medusa_requests_total endpoint=completions finish_reason=error"] == 1
-
-
-def test_a_crash_before_the_first_token_is_a_status(tmp_path: Path) -> None:
-    with running(tmp_path) as server, server.openai() as client:
-        with pytest.raises(APIStatusError) as caught:
-            client.completions.create(model=MODEL, prompt="Hello", seed=fake_engine.CRASH_AT_ONCE, stream=True)
-        assert (caught.value.status_code, caught.value.code) == (500, "worker_died")
-        server.wait_for("medusa_worker_up", 1)
-        assert client.completions.create(model=MODEL, prompt="Hello").choices[0].text == "Hello"
-
-
-@pytest.mark.parametrize(
-    ("heads", "reason"), [(fake_engine.MISFIT, "trained for hidden size 4096"), (fake_engine.DIES, "while it loaded")]
-)
-def test_a_model_that_cannot_be_loaded_is_told_by_the_probes(tmp_path: Path, heads: str, reason: str) -> None:
-    with running(tmp_path, heads=heads) as server:
-        assert server.get("/health").status_code == 200
-        assert server.get("/health").json()["state"] == "failed"
-        assert reason in server.get("/health").json()["reason"]
-        refused = server.get("/ready")
-        assert refused.status_code == 503
-        assert reason in refused.json()["error"]["message"]
-        assert server.get("/v1/models").json()["data"][0]["max_model_len"] is None
-
-
-def test_the_worker_ends_with_the_server(tmp_path: Path) -> None:
-    with running(tmp_path) as server:
-        pid = server.worker.pid
-        assert pid is not None
-        os.kill(pid, 0)
-
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
