@@ -12,6 +12,8 @@ __all__ = ["is_lark", "lark_of_gbnf", "one_line"]
 
 # The converter reads character by character in Python.
 MAX_GBNF_CHARACTERS = 50_000
+# Of what is quoted, characters.
+LONGEST_REASON = 400
 
 LARK_START = re.compile(r"[ \t]*(?:%llguidance\b|start[ \t]*:)")
 ROOT_RULE = re.compile(r"[ \t]*root[ \t]*::=")
@@ -80,6 +82,7 @@ def _spelt(escape: re.Match[str]) -> str:
 
 
 def one_line(reason: object) -> str:
-    """A reason of llguidance's, which quotes the place of a mistake over several lines, on one."""
+    """A reason of llguidance's, which quotes the place of a mistake, however long, over several lines, on one."""
     text = " ".join(str(reason).replace("<non-verbose/>", "").split())
-    return REASONS.get(text, text)
+    words = REASONS.get(text, text)
+    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]}..."

@@ -42,9 +42,12 @@ class BodyGuard:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(scope, receive)
         except TimeoutError:
-            await self._refuse(RequestTooSlow("body", self._timeout_s), receive, send)
-        except BodyTooLarge as error:
-            await self._refuse(error, receive, send)
+            late = RequestTooSlow("body", self._timeout_s)
+            self._on_refused(late)
+            await error_response(late, {"connection": "close"})(scope, receive, send)
+        except BodyTooLarge as large:
+            self._on_refused(large)
+            await _refuse(large, receive, send)
         else:
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send)
@@ -63,19 +66,17 @@ class BodyGuard:
                 return bytes(body)
         return None
 
-    async def _refuse(self, error: MedusaError, receive: Receive, send: Send) -> None:
-        """A whole answer, then read what is still being sent, then close."""
-        self._on_refused(error)
-        response = error_response(error, {"connection": "close"})
-        await send(
-            {"type": "http.response.start", "status": response.status_code, "headers": list(response.raw_headers)}
-        )
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+async def _refuse(error: BodyTooLarge, receive: Receive, send: Send) -> None:
+    """A whole answer, then read what is still being sent, then close."""
+    response = error_response(error, {"connection": "close"})
+    await send({"type": "http.response.start", "status": response.status_code, "headers": list(response.raw_headers)})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -66,3 +66,8 @@ def test_escapes_stand_for_their_characters() -> None:
 def test_a_reason_is_one_line_in_words() -> None:
     assert one_line("a\n  b\n<non-verbose/>") == "a b"
     assert "matches it" in one_line("NoExtensionBias\n<non-verbose/>")
+
+
+def test_a_mistake_is_quoted_as_far_as_anybody_reads() -> None:
+    assert one_line("a bad one: " + "(" * 50_000).startswith("a bad one: (((")
+    assert len(one_line("(" * 50_000)) < 500

@@ -238,9 +238,9 @@ def test_the_server_answers_after_all_of_it_and_has_never_failed(aftermath: Afte
     }
 
     assert {path: answer.status_code for path, answer in aftermath.good.items()} == dict.fromkeys(GOOD, 200)
-    assert [name for name in counted if "status=5" in name] == []
+    assert [name for name, count in counted.items() if "status=5" in name and count > 0] == []
     assert sum(counted.values()) >= len(EVERYTHING) > 400
-    assert "medusa_worker_restarts_total reason=crash" not in aftermath.metrics
+    assert aftermath.metrics["medusa_worker_restarts_total reason=crash"] == 0
     assert aftermath.metrics["medusa_num_requests_running"] == 0
 
 
