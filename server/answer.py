@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from medusa_core.errors import MedusaError, QueueTimeout, RequestTimeout
 from medusa_core.text import TextStream
+from server.exchange import Generated
 from server.metrics import ModelMetrics
 from server.predicted import PredictionCount
 from server.schemas.usage import SpeculationStats, Usage
 from server.token_scores import ScoredToken
+from server.worker.job import Job
 from server.worker.messages import FinishReason, TokenDelta, TokenLogprobs
 
 __all__ = ["Answer", "Echo", "Piece", "Tally"]
@@ -56,13 +59,16 @@ class Tally:
     metrics: counted as deltas are delivered.
     mode:    label of medusa_decode_steps_total.
     arrived: monotonic time of the request.
+    outcome: how the request ended, for medusa_requests_total; None until then.
+    error:   what ended it, where an error did.
     """
 
     metrics: ModelMetrics
     mode: str
     endpoint: str
     arrived: float
-    is_closed: bool = False
+    outcome: str | None = None
+    error: MedusaError | None = None
     _prompt_tokens: int = 0
     _cached_tokens: int = 0
     _completion_tokens: int = 0
@@ -108,14 +114,40 @@ class Tally:
 
     def close(self, outcome: str) -> None:
         """Count the request once; outcome is a finish reason, timeout, abort or error."""
-        if self.is_closed:
+        if self.outcome is not None:
             return
-        self.is_closed = True
+        self.outcome = outcome
         self.metrics.count_request(self.endpoint, outcome)
         self.metrics.e2e_latency.observe(time.monotonic() - self.arrived)
         if self._completion_tokens > 0:
             self.metrics.request_generation_tokens.observe(self._completion_tokens)
             self.metrics.decode_time.observe(self._decode_s)
+
+    def fail(self, error: MedusaError) -> None:
+        """Count a request that an error has ended."""
+        self.error = error
+        self.close("timeout" if isinstance(error, QueueTimeout | RequestTimeout) else "error")
+
+    def generated(self, model_name: str, job: Job) -> Generated:
+        """What the request has come to, for log and traces."""
+        steps = sum(self._acceptance_lengths)
+        return Generated(
+            model=model_name,
+            sampling=job.requests[0].sampling,
+            max_tokens=job.requests[0].max_tokens,
+            choices=len(job.requests),
+            outcome=self.outcome if self.outcome is not None else "abort",
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            tokens=self._completion_tokens,
+            steps=steps,
+            tokens_per_step=round(self._step_tokens / steps, 4) if steps > 0 else None,
+            acceptance_length=round(self._accepted.total() / steps, 4) if steps > 0 else None,
+            submitted=job.submitted,
+            started=job.started,
+            first_token=job.first_token,
+            ended=job.ended if job.ended is not None else time.monotonic(),
+        )
 
     def usage(self) -> Usage:
         """Tokens of the request; a stop token is counted though not shown."""

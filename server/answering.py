@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from medusa_core.errors import EngineError, MedusaError, QueueTimeout, RequestTimeout, UnknownModel
+from medusa_core.errors import EngineError, MedusaError, RequestTimeout, UnknownModel
 from medusa_core.text import TextCodec
 from server.answer import Answer, Piece, Tally
 from server.asking import Wanted
 from server.auth import KEY_LABEL
+from server.exchange import CLIENT_CLOSED_REQUEST, Exchange, exchange_of
 from server.grammars import Grammars
 from server.metrics import Metrics
 from server.predicted import PredictionCount
@@ -43,9 +44,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-ARRIVED = "medusa.arrived"
-CLIENT_CLOSED_REQUEST = 499
 
 
 class ClientGone(Exception):
@@ -158,7 +156,7 @@ class Answering:
         Raises QueueFull or NotReady before it begins, ClientGone and RequestTimeout while it goes on.
         """
         self.worker.check_room()
-        arrived = request.scope.get(ARRIVED, time.monotonic())
+        arrived = exchange_of(request.scope).arrived
         left_s = self._timeout_of(body) - (time.monotonic() - arrived)
         try:
             return await unless_gone(request.receive, asyncio.wait_for(asyncio.to_thread(work), left_s))
@@ -189,17 +187,18 @@ class Answering:
         """
         info = self.worker.ready_info()
         salt = request.scope.get(KEY_LABEL)
-        arrived = request.scope.get(ARRIVED, time.monotonic())
-        timeout_s = self._timeout_of(body)
-        generates = [msgspec.structs.replace(one.generate, cache_salt=salt) for one in wanted]
-        job = self.worker.submit(generates, arrived, timeout_s)
+        exchange = exchange_of(request.scope)
+        mine = {"cache_salt": salt, "request_id": exchange.request_id}
+        generates = [msgspec.structs.replace(one.generate, **mine) for one in wanted]
+        job = self.worker.submit(generates, exchange.arrived, self._timeout_of(body))
         mode = wanted[0].generate.speculation.mode
         tally = Tally(
             metrics=self.metrics.of_model(info),
             mode="tree" if mode == "auto" else mode,
             endpoint=shape.endpoint,
-            arrived=arrived,
+            arrived=exchange.arrived,
         )
+        exchange.tell = lambda: tally.generated(self.model_name, job)
         answers: list[Answer] = []
         for index, one in enumerate(wanted):
             sibling = answers[one.first] if one.first != index else None
@@ -220,19 +219,21 @@ class Answering:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = self._chunks(first, job, answers, tally, shape, include_usage)
             is_streaming = True
-            return stream_response(chunks, lambda: self._release(job, tally), headers)
+            return stream_response(chunks, lambda: self._release(job, tally, exchange), headers)
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except MedusaError as error:
-            tally.close(_outcome(error))
+            tally.fail(error)
             raise
         finally:
             if not is_streaming:
-                self._release(job, tally)
+                self._release(job, tally, exchange)
 
-    def _release(self, job: Job, tally: Tally) -> None:
+    def _release(self, job: Job, tally: Tally, exchange: Exchange) -> None:
         """The response is over; when its answers are not, the client has left."""
-        if not tally.is_closed:
+        if tally.error is not None:
+            exchange.error = type(tally.error).__name__
+        if tally.outcome is None:
             # the worker may have ended what the client did not wait for
             self.metrics.count_cancelled("decode" if job.stage == "ended" else job.stage)
             tally.close("abort")
@@ -289,7 +290,7 @@ class Answering:
                 for chunk in chunks:
                     yield chunk
         except MedusaError as error:
-            tally.close(_outcome(error))
+            tally.fail(error)
             raise
         if include_usage:
             yield shape.usage(tally.usage())
@@ -328,11 +329,6 @@ async def _next(job: Job) -> tuple[int, TokenDelta]:
         return await anext(job)
     except StopAsyncIteration:
         raise EngineError("the engine ended the answer without a reason") from None
-
-
-def _outcome(error: MedusaError) -> str:
-    """Label of medusa_requests_total for a request that an error ended."""
-    return "timeout" if isinstance(error, QueueTimeout | RequestTimeout) else "error"
 
 
 def _reason(answer: Answer) -> FinishReason:

@@ -1,8 +1,7 @@
 """The application: routes, middleware and error handlers put together; loads and reads nothing by itself."""
 
-import re
+import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,22 +11,22 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
-from server.answering import ARRIVED, CLIENT_CLOSED_REQUEST, Answering, ClientGone
+from server.answering import Answering, ClientGone
 from server.auth import ApiKeyGuard, open_paths
 from server.body_guard import BodyGuard
 from server.errors import PROBLEMS, error_response, problem_of
+from server.exchange import CLIENT_CLOSED_REQUEST, exchange_of
 from server.grammars import Grammars
 from server.http_protocol import MAX_HEADER_BYTES, ConnectionLimits, GuardedProtocol
 from server.logs import rendering_of
 from server.metrics import Metrics
+from server.observing import HttpObserver, RefusalObserver
 from server.openapi import describe
 from server.rate_limit import RateLimit
 from server.routes.chat import chat_router
@@ -37,62 +36,22 @@ from server.routes.ops import ops_router
 from server.routes.tokenize import tokenize_router
 from server.settings import Settings
 from server.streaming import let_streams_finish
+from server.tracing import Tracing
 from server.worker.client import WorkerClient
 from server.worker.messages import Load
 
-__all__ = ["HttpObserver", "create_app", "create_worker", "http_config"]
+__all__ = ["create_app", "create_worker", "http_config"]
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "retry-after", "x-should-retry")
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class HttpObserver:
-    """Outermost layer: request ids, arrival times, one count per exchange."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the exchange on and look at it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope[ARRIVED] = time.monotonic()
-        status = CLIENT_CLOSED_REQUEST  # what is counted when there was nobody to answer
-
-        async def observed_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, observed_send)
-        finally:
-            template = getattr(scope.get("route"), "path", "unknown")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.count_http(template, method, status)
 
 
 def http_config(app: FastAPI, settings: Settings, metrics: Metrics) -> uvicorn.Config:
     """How uvicorn is to serve the application."""
     limits = ConnectionLimits(settings.header_timeout_s, settings.send_timeout_s, settings.max_connections)
-
-    def count(error: MedusaError) -> None:
-        problem = problem_of(error)
-        metrics.count_http("unknown", "other", problem.status)
-        if problem.rejected_as is not None:
-            metrics.count_rejected(problem.rejected_as)
-
     return uvicorn.Config(
         app,
         # uvicorn would take httptools, which knows no limit for headers, as soon as anything installs it
-        http=partial(GuardedProtocol, limits, count),  # type: ignore[arg-type]
+        http=partial(GuardedProtocol, limits, RefusalObserver(metrics)),  # type: ignore[arg-type]
         timeout_keep_alive=settings.keep_alive_s,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
@@ -133,7 +92,9 @@ def create_worker(settings: Settings, metrics: Metrics, factory: str) -> WorkerC
     return WorkerClient(load, settings.queue_size, metrics, settings.step_timeout_s, factory)
 
 
-def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metrics: Metrics) -> FastAPI:
+def create_app(
+    settings: Settings, worker: WorkerClient, codec: TextCodec, metrics: Metrics, tracing: Tracing
+) -> FastAPI:
     """The ASGI application over a worker, which it starts and stops with itself."""
     let_streams_finish()
 
@@ -144,6 +105,7 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
             yield
         finally:
             await worker.stop()
+            await asyncio.to_thread(tracing.shutdown)
 
     def count(error: Exception) -> None:
         rejected_as = problem_of(error).rejected_as
@@ -154,6 +116,7 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
         # a probe that hears "not ready" was not turned away
         if request.method == "POST":
             count(error)
+        exchange_of(request.scope).error = type(error).__name__
         return error_response(error)
 
     # the pages of the interface bring their scripts along: not every GPU host reaches a content network
@@ -187,7 +150,7 @@ def create_app(settings: Settings, worker: WorkerClient, codec: TextCodec, metri
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(HttpObserver, metrics=metrics)
+    app.add_middleware(HttpObserver, metrics=metrics, tracing=tracing)
 
     created, timeout_s = int(time.time()), settings.request_timeout_s
     answering = Answering(worker, codec, Grammars(codec), metrics, settings.served_name, created, timeout_s)

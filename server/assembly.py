@@ -1,5 +1,6 @@
 """A server put together from its settings: `medusa serve` holds one, each replica of deploy/ray another."""
 
+import os
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -8,6 +9,7 @@ from medusa_core.text import TextCodec
 from server.app import create_app, create_worker
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import create_tracing
 from server.worker.client import WorkerClient
 
 __all__ = ["Assembly", "assemble"]
@@ -34,9 +36,10 @@ def assemble(settings: Settings, factory: str) -> Assembly:
 
     factory: `package.module:name` of the engine factory the worker calls.
 
-    Raises what TextCodec.load raises.
+    Raises what TextCodec.load and create_tracing raise.
     """
+    tracing = create_tracing(settings.otlp_endpoint, os.environ)
     codec = TextCodec.load(settings.model, settings.chat_template)
     metrics = Metrics(settings.served_name, settings.queue_size)
     worker = create_worker(settings, metrics, factory)
-    return Assembly(create_app(settings, worker, codec, metrics), worker, codec, metrics)
+    return Assembly(create_app(settings, worker, codec, metrics, tracing), worker, codec, metrics)

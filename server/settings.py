@@ -30,6 +30,8 @@ ENV_PREFIX = "MEDUSA_"
 # As browsers send it: lower case and without a path, so that comparing strings is enough.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
 
+WEB_ADDRESS = re.compile(r"https?://[^/?#\s]+(/[^?#\s]*)?")
+
 FILE_SOURCES = {".yaml": YamlConfigSettingsSource, ".yml": YamlConfigSettingsSource, ".toml": TomlConfigSettingsSource}
 
 
@@ -40,13 +42,13 @@ def _auto_is_none(value: object) -> object:
     return None if value == "auto" else value
 
 
-def _listed(value: object) -> object:
-    """Several values in one word, separated by commas; a configuration file may hold a list."""
 def _none_is_for_ever(value: object) -> object:
     """Absence has a word, for the command line and the environment."""
     return None if value == "none" else value
 
 
+def _listed(value: object) -> object:
+    """Several values in one word, separated by commas; a configuration file may hold a list."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
@@ -55,6 +57,12 @@ def _origins_only(origins: tuple[str, ...]) -> tuple[str, ...]:
         if origin != "*" and ORIGIN.fullmatch(origin) is None:
             raise ValueError(f"{origin!r} is no origin; write scheme://host or scheme://host:port, or * for all")
     return origins
+
+
+def _web_address(url: str | None) -> str | None:
+    if url is not None and WEB_ADDRESS.fullmatch(url) is None:
+        raise ValueError("write http://host:port or https://host:port, with a path where there is one")
+    return url
 
 
 def _no_key_is_empty(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -150,20 +158,23 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="seconds a request may take, waiting included"
     )
-    shutdown_timeout_s: int = Field(30, ge=1, description="seconds running answers may take to end at SIGTERM")
-    log_level: LogLevel = Field("info", description="critical, error, warning, info or debug; SIGUSR1 switches debug")
-    log_format: LogFormat = Field(
-        "auto", description="auto, console or json: lines for people on a terminal, else one JSON object each"
-    )
-    config: Path | None = Field(None, description="YAML or TOML file with any of these options")
-
-    @property
     step_timeout_s: Annotated[float | None, BeforeValidator(_none_is_for_ever)] = Field(
         120.0,
         ge=2,
         allow_inf_nan=False,
         description="seconds without a sign of life after which the worker is replaced; none: it is waited for",
     )
+    shutdown_timeout_s: int = Field(30, ge=1, description="seconds running answers may take to end at SIGTERM")
+    log_level: LogLevel = Field("info", description="critical, error, warning, info or debug; SIGUSR1 switches debug")
+    log_format: LogFormat = Field(
+        "auto", description="auto, console or json: lines for people on a terminal, else one JSON object each"
+    )
+    otlp_endpoint: Annotated[str | None, AfterValidator(_web_address)] = Field(
+        None, description="collector that gets traces over HTTP, such as http://localhost:4318; left out: none"
+    )
+    config: Path | None = Field(None, description="YAML or TOML file with any of these options")
+
+    @property
     def served_name(self) -> str:
         """The model's name in requests and answers; a folder goes by its own name, not by its path."""
         if self.served_model_name is not None:

@@ -41,10 +41,22 @@ LAYERS: dict[str, list[set[str]]] = {
         {"routes"},
         {"answering"},
         {"asking", "calling"},
-        {"answer", "rate_limit"},
+        {"answer", "observing", "rate_limit"},
         {"streaming", "token_scores", "worker.client", "auth", "body_guard", "grammars", "http_protocol", "tool_calls"},
         {"worker.core_engine", "worker.supervisor"},
-        {"errors", "metrics", "openapi", "predicted", "call_events", "worker.endings", "worker.job", "worker.process"},
+        {
+            "errors",
+            "metrics",
+            "openapi",
+            "predicted",
+            "call_events",
+            "tracing",
+            "worker.endings",
+            "worker.job",
+            "worker.process",
+        },
+        {"otel"},
+        {"exchange"},
         {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
         {"logs"},
     ],
@@ -74,7 +86,7 @@ RESERVED: dict[str, set[str]] = {
         )
     },
     "multiprocessing": {"server.worker"},
-    "threading": {"server.worker"},
+    "threading": {"server.otel", "server.worker"},
     "concurrent": set(),
     "prometheus_client": {"server.metrics"},
     "sse_starlette": {"server.streaming"},
@@ -82,6 +94,7 @@ RESERVED: dict[str, set[str]] = {
     "pydantic": {"server"},
     "msgspec": {"server"},
     "structlog": {"server.logs"},
+    "opentelemetry": {"server.otel"},
 }
 
 # What a module may call while it is imported: constructors of values, which are written with a capital, and these.

@@ -66,6 +66,7 @@ def serve(
     shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,
     log_level: Annotated[Text, _setting("log_level")] = None,
     log_format: Annotated[Text, _setting("log_format")] = None,
+    otlp_endpoint: Annotated[Text, _setting("otlp_endpoint")] = None,
     config: Annotated[Text, _setting("config")] = None,
 ) -> None:
     """Start the OpenAI-compatible server.

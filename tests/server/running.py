@@ -19,20 +19,21 @@ from server.app import create_app, create_worker, http_config
 from server.metrics import Metrics
 from server.serving import open_port
 from server.settings import Settings
+from server.tracing import create_tracing
 from server.worker.client import WorkerClient
 from tests.server import fake_engine
 from tests.tiny_tokenizers import save_byte_level
 
 MODEL = "tiny"
-
 ENDLESS = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 380}
+
 
 @dataclass(frozen=True)
 class Running:
     url: str
     worker: WorkerClient
-
     loop: asyncio.AbstractEventLoop
+
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
 
@@ -45,7 +46,6 @@ class Running:
     def get(self, path: str, **arguments: Any) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=20, **arguments)
 
-    def metrics(self) -> dict[str, float]:
     @contextmanager
     def busy(self) -> Iterator[Iterator[str]]:
         """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
@@ -55,6 +55,7 @@ class Running:
             next(lines)
             yield lines
 
+    def metrics(self) -> dict[str, float]:
         """Every sample by its name and its labels other than model_name."""
         found = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
@@ -83,7 +84,8 @@ def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True,
     metrics = Metrics(settings.served_name, settings.queue_size)
     worker = create_worker(settings, metrics, factory)
     codec = TextCodec.load(settings.model, settings.chat_template)
-    app = create_app(settings, worker, codec, metrics)
+    tracing = create_tracing(settings.otlp_endpoint, {})
+    app = create_app(settings, worker, codec, metrics, tracing)
     listener = open_port(settings.host, settings.port)
     server = uvicorn.Server(http_config(app, settings, metrics))
     loops: list[asyncio.AbstractEventLoop] = []

@@ -108,8 +108,9 @@ def test_an_answer_is_closed_once(codec: TextCodec) -> None:
     one.tally.close("length")
     one.tally.close("abort")
 
-    assert b'finish_reason="length"' in metrics.expose()
-    assert b'finish_reason="abort"' not in metrics.expose()
+    assert one.tally.outcome == "length"
+    assert b'{endpoint="chat",finish_reason="length",model_name="demo"} 1.0' in metrics.expose()
+    assert b'{endpoint="chat",finish_reason="abort",model_name="demo"} 0.0' in metrics.expose()
 
 
 def score(logprob: float) -> TokenLogprobs:

@@ -10,7 +10,8 @@ from starlette.types import Message
 
 from medusa_core.errors import InvalidParameter, RequestTimeout
 from medusa_core.text import TextCodec
-from server.answering import ARRIVED, Answering, ClientGone, fingerprint, unless_gone
+from server.answering import Answering, ClientGone, fingerprint, unless_gone
+from server.exchange import EXCHANGE, Exchange
 from server.grammars import Grammars
 from server.metrics import Metrics
 from server.schemas.common import GenerationFields
@@ -87,7 +88,7 @@ def test_preparing_a_request_ends_with_its_time_and_its_client(
         return {"type": "http.disconnect"}
 
     async def scene() -> None:
-        request = Request({"type": "http", ARRIVED: time.monotonic()}, receive)
+        request = Request({"type": "http", EXCHANGE: Exchange("id", time.monotonic())}, receive)
         body = GenerationFields(model="m", timeout_s=timeout_s)
         try:
             with pytest.raises(error):

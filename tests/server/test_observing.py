@@ -1,0 +1,118 @@
+import logging
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from medusa_core.errors import NotReady
+from server.metrics import Metrics
+from server.observing import RefusalObserver
+from tests.server import fake_engine
+from tests.server.running import Running
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TIMES = ("duration_s", "queue_s", "prefill_s", "decode_s")
+
+
+def completion(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "one two three", **more}
+
+
+def lines(caplog: pytest.LogCaptureFixture, count: int = 1) -> list[logging.LogRecord]:
+    """The lines of so many exchanges; a line comes after the answer that it tells of."""
+    deadline = time.monotonic() + 10
+    while len(found := [record for record in caplog.records if record.name == "medusa.access"]) < count:
+        assert time.monotonic() < deadline, "there is no line"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="medusa.access")
+
+
+def test_a_line_tells_what_a_request_has_cost(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    answer = server.post(COMPLETIONS, completion(n=2)).json()
+    (line,) = lines(caplog)
+    told = vars(line)
+
+    assert (told["method"], told["route"], told["status"], line.levelname) == ("POST", COMPLETIONS, 200, "INFO")
+    assert told["finish_reason"] == "stop"
+    assert told["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    assert told["tokens"] == answer["usage"]["completion_tokens"]
+    assert told["steps"] == answer["speculation"]["steps"]
+    assert told["tokens_per_step"] == answer["speculation"]["tokens_per_step"]
+    assert all(told[name] >= 0 for name in TIMES)
+    assert sum(told[name] for name in TIMES[1:]) <= told["duration_s"]
+
+
+def test_a_route_is_told_as_it_is_written_in_the_code(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    server.get("/v1/models/secret-model?key=secret-key")
+    server.get("/secret-path")
+    known, unknown = map(vars, lines(caplog, 2))
+
+    assert known["route"].startswith("/v1/models/{")
+    assert unknown["route"] == "unknown"
+    assert "secret" not in str(known) + str(unknown)
+
+
+def test_what_a_client_chooses_freely_is_not_told(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    evil = {"user-agent": "secret-agent", "x-request-id": "secret id", "authorization": "Bearer secret-key"}
+    body = {**completion(prompt="secret prompt"), "model": "secret-model\n", "user": "secret-user"}
+    with server.openai() as client:
+        client._client.request("GET", f"{server.url}/health", headers=evil)
+    server.post(COMPLETIONS, body, headers=evil)
+    server.post(COMPLETIONS, {**body, "model": "tiny"}, headers=evil)
+
+    assert [vars(line)["status"] for line in lines(caplog, 3)] == [200, 404, 200]
+    assert "secret" not in str([vars(line) for line in lines(caplog, 3)])
+
+
+def test_probes_are_told_only_to_who_looks_for_a_fault(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("/health", "/ready", "/metrics", "/v1/models"):
+        server.get(path)
+
+    assert [line.levelname for line in lines(caplog, 4)] == ["DEBUG"] * 3 + ["INFO"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error", "level"),
+    [
+        (completion(model="other"), 404, "UnknownModel", "INFO"),
+        (completion(max_tokens=0), 400, "InvalidParameter", "INFO"),
+        (completion(seed=fake_engine.REFUSE), 400, "InvalidParameter", "INFO"),
+        (completion(seed=fake_engine.FAIL), 500, "EngineError", "WARNING"),
+        # the status had left when the answer failed
+        (completion(seed=fake_engine.FAIL, stream=True), 200, "EngineError", "WARNING"),
+        (completion(seed=fake_engine.LONG_PREFILL, timeout_s=0.1), 504, "RequestTimeout", "WARNING"),
+    ],
+)
+def test_an_error_is_named_by_its_class(
+    server: Running, caplog: pytest.LogCaptureFixture, body: dict[str, Any], status: int, error: str, level: str
+) -> None:
+    server.post(COMPLETIONS, body)
+    (line,) = lines(caplog)
+
+    assert (vars(line)["status"], vars(line)["error"], line.levelname) == (status, error, level)
+
+
+def test_a_client_who_leaves_is_told_of(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    body = completion(seed=fake_engine.ENDLESS, max_tokens=380, stream=True)
+    with httpx.stream("POST", f"{server.url}{COMPLETIONS}", json=body) as stream:
+        next(stream.iter_lines())
+    (line,) = lines(caplog)
+
+    assert (vars(line)["finish_reason"], line.levelname) == ("abort", "INFO")
+    assert not hasattr(line, "error")
+
+
+def test_what_the_protocol_refuses_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics("tiny", 1)
+    RefusalObserver(metrics)(NotReady("too many connections", 5))
+    (line,) = lines(caplog)
+
+    assert (vars(line)["route"], vars(line)["status"], vars(line)["error"]) == ("unknown", 503, "NotReady")
+    assert b'medusa_http_requests_total{handler="unknown",method="other",status="503"} 1.0' in metrics.expose()
+    assert b'medusa_requests_rejected_total{reason="draining"} 1.0' in metrics.expose()
