@@ -58,7 +58,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"otel"},
         {"exchange"},
         {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
-        {"logs"},
+        {"logs", "open_files"},
     ],
 }
 
