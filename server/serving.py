@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import logging
 import shlex
 import signal
 import socket
+import time
 from importlib import metadata
 
 import uvicorn
@@ -15,11 +17,14 @@ from medusa_core.errors import ConfigurationError, MedusaError
 from server.app import http_config
 from server.assembly import assemble
 from server.logs import LevelSwitch, configure_logs, fill_standard_streams, rendering_of
+from server.open_files import ScarceFiles, connections_within, raise_limit
 from server.settings import ENV_PREFIX, Settings
 from server.worker.client import WorkerClient
 from server.worker.messages import WorkerInfo
 
 __all__ = ["banner", "open_port", "run_server"]
+
+logger = logging.getLogger("medusa.server")
 
 INTERRUPTED = 130
 # Streams that outlast the drain get a final error event this long before uvicorn cuts them off.
@@ -127,6 +132,7 @@ async def _serve(settings: Settings, listener: socket.socket, factory: str, cons
 
     assembly = await asyncio.to_thread(assemble, settings, factory)
     worker = assembly.worker
+    asyncio.get_running_loop().set_exception_handler(ScarceFiles(time.monotonic))
     switch = LevelSwitch(settings.log_level, worker.set_log_level)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, switch.toggle)
     server = DrainingServer(http_config(assembly.app, settings, assembly.metrics))
@@ -157,6 +163,11 @@ def run_server(settings: Settings, factory: str, console: Console) -> None:
     """
     fill_standard_streams()
     configure_logs(rendering_of(settings.log_format), settings.log_level, "server")
+    fitting = connections_within(settings.max_connections, raise_limit())
+    if fitting < settings.max_connections:
+        reason = "connections are taken at one time, not %d: more would leave no open files for the rest"
+        logger.warning(f"%d {reason}", fitting, settings.max_connections)
+        settings = settings.model_copy(update={"max_connections": fitting})
     listener = open_port(settings.host, settings.port)
     try:
         asyncio.run(_serve(settings, listener, factory, console))
