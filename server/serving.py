@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import math
 import shlex
 import signal
 import socket
 import time
 from importlib import metadata
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -29,6 +31,7 @@ logger = logging.getLogger("medusa.server")
 INTERRUPTED = 130
 # Streams that outlast the drain get a final error event this long before uvicorn cuts them off.
 FAREWELL_S = 1.0
+LOOK_S = 0.05
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -122,20 +125,42 @@ async def _watch_loading(worker: WorkerClient, console: Console) -> WorkerInfo:
     return loading.result()
 
 
+class _DrainingServer(uvicorn.Server):
+    """Ends in order: the first signal refuses new requests and lets running answers end, a second one ends at once.
+
+    Until they have ended it listens on, so that probes are answered and new requests are told to come back.
+    """
+
+    def __init__(self, config: uvicorn.Config, worker: WorkerClient, timeout_s: float) -> None:
+        super().__init__(config)
+        self._worker, self._timeout_s = worker, timeout_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn hurries for a second Ctrl-C only
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        deadline_s = time.monotonic() + self._timeout_s
+        self._worker.drain(max(0.0, self._timeout_s - FAREWELL_S))
+        while self._worker.is_busy and not self.force_exit and time.monotonic() < deadline_s:
+            await asyncio.sleep(LOOK_S)
+        # what is left of the time is for clients that have not read all of their answer
+        left_s = 0 if self.force_exit else max(1, math.ceil(deadline_s - time.monotonic()))
+        self.config.timeout_graceful_shutdown = left_s
+        await super().shutdown(sockets)
+        self._worker.kill()
+
+
 async def _serve(settings: Settings, listener: socket.socket, factory: str, console: Console) -> None:
-    class DrainingServer(uvicorn.Server):
-        """Tells the worker's queue that the end is near before it waits for open streams."""
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            worker.drain(max(0.0, settings.shutdown_timeout_s - FAREWELL_S))
-            await super().shutdown(sockets)
-
     assembly = await asyncio.to_thread(assemble, settings, factory)
     worker = assembly.worker
     asyncio.get_running_loop().set_exception_handler(ScarceFiles(time.monotonic))
     switch = LevelSwitch(settings.log_level, worker.set_log_level)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, switch.toggle)
-    server = DrainingServer(http_config(assembly.app, settings, assembly.metrics))
+    # not SIGHUP: a terminal that closes sends it, and must not leave a server behind
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, worker.reload)
+    server = _DrainingServer(http_config(assembly.app, settings, assembly.metrics), worker, settings.shutdown_timeout_s)
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_watch_loading(worker, console))
     try:

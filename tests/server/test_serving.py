@@ -18,6 +18,7 @@ from medusa_core.errors import ConfigurationError
 from server.serving import banner, open_port
 from server.settings import Settings
 from server.worker.messages import WorkerInfo
+from tests.faults.live import is_running, worker_of
 from tests.server import fake_engine
 from tests.tiny_tokenizers import save_byte_level
 
@@ -43,12 +44,22 @@ INFO = WorkerInfo(
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[SimpleNamespace]:
-    """`medusa serve` with the fake engine, in a process of its own; `lines` grow as it writes them."""
+def started(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`medusa serve` with the fake engine, in a process of its own."""
     if not (folder / "tokenizer.json").exists():
         save_byte_level(folder)
     words = [sys.executable, "-m", "tests.server.serve_fake", f"model={folder}", "port=0", "log_level=error", *options]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[SimpleNamespace]:
+    """A server that has said that it is ready, or why it is not; `lines` are what it wrote until then."""
+    with started(folder, *options) as process:
         assert process.stderr is not None
         lines: list[str] = []
         for line in process.stderr:
@@ -56,10 +67,34 @@ def serving(folder: Path, *options: str) -> Iterator[SimpleNamespace]:
             if line.startswith("  curl "):
                 break
         found = re.search(r"http://[\d.]+:\d+", "".join(lines))
-        try:
-            yield SimpleNamespace(process=process, lines=lines, url=found[0] if found else None)
-        finally:
-            process.kill()
+        yield SimpleNamespace(process=process, lines=lines, url=found[0] if found else None)
+
+
+@contextmanager
+def streaming(url: str, **fields: object) -> Iterator[Iterator[str]]:
+    """A stream that has begun; its lines are yielded."""
+    body = {"model": "tiny", "prompt": "Hello world", "max_tokens": 390, "stream": True, **fields}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as response:
+        lines = response.iter_lines()
+        next(lines)
+        yield lines
+
+
+def has_gone(pid: int, within_s: float = 10.0) -> bool:
+    """Wait for the end of a process that is nobody's child any more."""
+    deadline = time.monotonic() + within_s
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not is_running(pid)
+
+
+def worker_process(server: int, within_s: float = 20.0) -> int:
+    """Process id of the worker, as soon as there is one."""
+    deadline = time.monotonic() + within_s
+    while (found := worker_of(server)) is None:
+        assert time.monotonic() < deadline, "there is no worker"
+        time.sleep(0.01)
+    return found
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
@@ -157,11 +192,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line(tmp_path: P
 
 
 def test_a_running_stream_ends_in_order_at_sigterm(tmp_path: Path) -> None:
-    body = {"model": "tiny", "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 60, "stream": True}
     with serving(tmp_path / "tiny") as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
-            lines = response.iter_lines()
-            next(lines)
+        with streaming(server.url, seed=fake_engine.ENDLESS, max_tokens=60) as lines:
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line]
         # uvicorn ends by the signal it got
@@ -171,12 +203,26 @@ def test_a_running_stream_ends_in_order_at_sigterm(tmp_path: Path) -> None:
     assert events[-1] == "data: [DONE]"
 
 
+def test_a_server_that_drains_answers_probes_and_refuses_requests(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny") as server, streaming(server.url, seed=fake_engine.ENDLESS) as lines:
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while (health := httpx.get(f"{server.url}/health").json())["state"] != "stopping":
+            assert time.monotonic() < deadline
+        refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "Hello"})
+
+        assert "shutting down" in health["reason"]
+        assert httpx.get(f"{server.url}/ready").status_code == 503
+        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert "shutting down" in refused.json()["error"]["message"]
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert 'medusa_requests_rejected_total{reason="draining"} 1.0' in metrics
+        assert next(lines) is not None
+
+
 def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(tmp_path: Path) -> None:
-    body = {"model": "tiny", "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 390, "stream": True}
     with serving(tmp_path / "tiny", "shutdown_timeout_s=2") as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=20) as response:
-            lines = response.iter_lines()
-            next(lines)
+        with streaming(server.url, seed=fake_engine.ENDLESS) as lines:
             server.process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line]
         assert server.process.wait(10) == -signal.SIGTERM
@@ -185,14 +231,65 @@ def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(tmp_path: Pat
     assert events[-1] == "data: [DONE]"
 
 
+def test_a_second_sigterm_ends_the_server_and_its_worker_at_once(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny", "shutdown_timeout_s=300") as server:
+        worker = worker_process(server.process.pid)
+        with streaming(server.url, seed=fake_engine.HANG):
+            for _ in range(2):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            assert server.process.wait(10) == -signal.SIGTERM
+        assert has_gone(worker)
+
+
+def test_a_server_that_loads_ends_at_sigterm_with_its_worker(tmp_path: Path) -> None:
+    with started(tmp_path / "tiny", f"heads={fake_engine.HANGS_IF}{tmp_path}") as process:
+        worker = worker_process(process.pid)
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(10) == -signal.SIGTERM
+        assert has_gone(worker)
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("seed", [fake_engine.ENDLESS, fake_engine.HANG])
+def test_no_worker_outlives_a_server_that_was_killed(tmp_path: Path, seed: int) -> None:
+    with serving(tmp_path / "tiny") as server:
+        worker = worker_process(server.process.pid)
+        with streaming(server.url, seed=seed):
+            server.process.kill()
+            assert has_gone(worker)
+
+
+def test_a_worker_that_loads_does_not_outlive_its_server(tmp_path: Path) -> None:
+    with started(tmp_path / "tiny", f"heads={fake_engine.HANGS_IF}{tmp_path}") as process:
+        worker = worker_process(process.pid)
+        process.kill()
+        assert has_gone(worker)
+
+
+def test_sigusr2_replaces_the_worker_after_the_running_answer(tmp_path: Path) -> None:
+    with serving(tmp_path / "tiny") as server:
+        worker = worker_process(server.process.pid)
+        with streaming(server.url, seed=fake_engine.ENDLESS, max_tokens=30) as lines:
+            server.process.send_signal(signal.SIGUSR2)
+            events = [line for line in lines if line]
+
+        assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert has_gone(worker)
+        deadline = time.monotonic() + 20
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert 'medusa_worker_restarts_total{reason="manual",worker="0"} 1.0' in metrics
+
+
 def test_ctrl_c_ends_the_server_without_a_traceback(tmp_path: Path) -> None:
     with serving(tmp_path / "tiny") as server:
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        worker = worker_process(server.process.pid)
         server.process.send_signal(signal.SIGINT)
+
         assert server.process.wait(10) == 130
         assert "Traceback" not in server.process.stderr.read()
-
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}").exists() for pid in children):
-        assert time.monotonic() < deadline, "the worker outlived the server"
-        time.sleep(0.01)
+        assert has_gone(worker)

@@ -8,7 +8,9 @@ from tests.server.worker_info import LOAD
 
 def test_the_engine_of_the_demo_model_speaks_the_messages() -> None:
     stages: list[str] = []
-    engine = load_engine(replace(LOAD, num_threads=1, tree_nodes=8, compile=False), lambda stage, share: stages.append(stage))
+    engine = load_engine(
+        replace(LOAD, num_threads=1, tree_nodes=8, compile=False), lambda stage, share: stages.append(stage)
+    )
 
     deltas = list(engine.generate(replace(generate(7), max_tokens=4), lambda: False))
 

@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from server.worker.lifeline import end_with_parent
+from tests.faults.live import is_running
 
 
 def sleeper(connection: Connection) -> None:
@@ -22,15 +23,6 @@ def parent(connection: Connection) -> None:
     multiprocessing.get_context("spawn").Process(target=sleeper, args=(theirs,)).start()
     connection.send(ours.recv())
     time.sleep(600)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process lives; one that has ended may still wait for somebody to ask how."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
