@@ -65,13 +65,13 @@ class ScriptedBackbone:
         return self._inner.new_cache(rows)
 
     def forward(
-        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, last_only: bool = False
+        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, keep: Tensor | None = None
     ) -> Forward:
-        """See Backbone.forward; logits [N, V], or [1, V] when `last_only`."""
-        computed = self._inner.forward(tree, past, cache, visible_rows, last_only)
+        """See Backbone.forward; logits [N, V], or [R, V] of the nodes `keep`."""
+        computed = self._inner.forward(tree, past, cache, visible_rows, keep)
         if self.script is None:
             return computed
-        positions = past + (tree.depth[-1:] if last_only else tree.depth) + 1
+        positions = past + (tree.depth[keep] if keep is not None else tree.depth) + 1
         following = self.script[positions.clamp(max=self.script.numel() - 1)]
         certain = torch.full((following.numel(), 1), CERTAIN, dtype=computed.logits.dtype, device=self.device)
         return Forward(computed.hidden, computed.logits.scatter(1, following[:, None], certain))

@@ -45,7 +45,7 @@ class Forward:
     """What one pass of the model says about a tree of N nodes.
 
     hidden: [N, H], after the final norm.
-    logits: [N, V], or [1, V] when only the last node's were asked for.
+    logits: [N, V], or [R, V] when only those of R nodes were asked for.
     """
 
     hidden: Tensor
@@ -65,9 +65,12 @@ class Backbone(Protocol):
         ...
 
     def forward(
-        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, last_only: bool = False
+        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, keep: Tensor | None = None
     ) -> Forward:
-        """Compute a tree behind `past` [] committed rows; writes its N scratch rows and nothing else."""
+        """Compute a tree behind `past` [] committed rows; writes its N scratch rows and nothing else.
+
+        keep: [R] int64, the nodes whose logits are wanted; None wants all.
+        """
         ...
 
 
@@ -184,15 +187,15 @@ class TransformersBackbone:
 
     @torch.inference_mode()
     def forward(
-        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, last_only: bool = False
+        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, keep: Tensor | None = None
     ) -> Forward:
-        """See Backbone.forward; hidden [N, H] and logits [N, V], or [1, V] when `last_only`."""
+        """See Backbone.forward; hidden [N, H] and logits [N, V], or [R, V] of the nodes `keep`."""
         cache.prepare(past, tree.num_nodes, visible_rows)
         masks = {kind: self._additive(tree_mask(tree, past, visible_rows, w)) for kind, w in self._windows.items()}
         # Slots past the last position are cut by the limit anyway; only the table look-up must stay in range.
         positions = (past + tree.depth).clamp(max=self._positions - 1)
         with _attention_kernels(self.device):
-            return Forward(*self._compute(tree.tokens, positions, masks, cache, last_only))
+            return Forward(*self._compute(tree.tokens, positions, masks, cache, keep))
 
     def fuse(self, max_context: int, compiled: bool) -> None:
         """Compute in fewer kernels from now on, if this family's layers allow it; see medusa_core.fusion.
@@ -220,7 +223,7 @@ class TransformersBackbone:
         return tree_attention(self.model, query, key, value, mask, scaling)[0]
 
     def _own_pass(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One pass by the model's own modelling code; see fusion.Pass."""
         output = self.model(
@@ -230,7 +233,7 @@ class TransformersBackbone:
             past_key_values=cache,
             use_cache=True,
             output_hidden_states=-1,
-            logits_to_keep=int(last_only),
+            logits_to_keep=keep if keep is not None else 0,
         )
         return output.hidden_states[-1][0], output.logits[0]
 

@@ -61,6 +61,7 @@ class EngineConfig:
                        load; where there is none, and with False, torch's own are used.
     runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step;
                        `auto` records on CUDA.
+    record_prompts:    whether prompts are computed in a few recorded lengths, filled up, where steps are recorded.
     delivery_ms:       what each step takes beside its computation until its tokens are on their way, where a process on
                        the same cores sends them; `auto` counts it as part of every step, on a CPU.
     self_test:         whether heads are tried on a short greedy run, so that wrong ones are noticed at the start.
@@ -85,6 +86,7 @@ class EngineConfig:
     fuse: bool = True
     compile: bool = True
     runner: RunnerName = "auto"
+    record_prompts: bool = False
     delivery_ms: float = 0.0
     self_test: bool = True
 

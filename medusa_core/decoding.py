@@ -9,6 +9,7 @@ Between the two halves, while the forward pass runs, a grammar is asked on the h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from medusa_core.tree import CandidateTree
 
 __all__ = [
     "Logprobs",
+    "OrdinaryPrompts",
     "Prefilled",
+    "Prompts",
     "Verified",
     "accept_and_commit",
     "bucket",
@@ -73,8 +76,37 @@ def logprobs_of(logits: Tensor, tokens: Tensor, top: int) -> Logprobs:
     return Logprobs(log_p.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values)
 
 
+class Prompts(Protocol):
+    """How a piece of a prompt is computed; writes the cache's rows behind the committed ones."""
+
+    def compute(self, piece: Sequence[int], start: int, is_scored: bool) -> Forward:
+        """Tokens behind `start` committed rows.
+
+        Returns the last token's hidden state [1, H] and logits [1, V], or those of all T tokens when `is_scored`.
+        """
+        ...
+
+
+class OrdinaryPrompts:
+    """Each piece is one ordinary pass of just its length."""
+
+    def __init__(self, backbone: Backbone, cache: KVCache) -> None:
+        self._backbone, self._cache = backbone, cache
+
+    def compute(self, piece: Sequence[int], start: int, is_scored: bool) -> Forward:
+        """See Prompts.compute; hidden [1, H] and logits [1, V], or of all T."""
+        length, device = len(piece), self._backbone.device
+        tree = CandidateTree.chain(torch.tensor(piece, device=device))
+        visible_rows = min(self._cache.rows, bucket(start + length))
+        last = torch.tensor([length - 1], device=device)
+        found = self._backbone.forward(
+            tree, torch.tensor(start, device=device), self._cache, visible_rows, None if is_scored else last
+        )
+        return found if is_scored else Forward(found.hidden[-1:], found.logits)
+
+
 def prefill(
-    backbone: Backbone,
+    prompts: Prompts,
     cache: KVCache,
     prompt: Sequence[int],
     chunk: int,
@@ -85,6 +117,7 @@ def prefill(
 
     Extends `cache.tokens` chunk by chunk, so that what was computed stays usable when the prefill is stopped.
 
+    prompts:      computes the pieces, and writes them to this very cache.
     top_logprobs: score the prompt's own tokens, with so many alternatives; None does not. Only tokens behind a
                   computed one have a score, so the cache should hold none of the prompt.
 
@@ -96,13 +129,10 @@ def prefill(
             return None
         start = len(cache.tokens)
         piece = list(prompt[start : start + chunk])
-        tree = CandidateTree.chain(torch.tensor(piece, device=backbone.device))
-        past = torch.tensor(start, device=backbone.device)
-        visible_rows = min(cache.rows, bucket(start + len(piece)))
-        result = backbone.forward(tree, past, cache, visible_rows, last_only=top_logprobs is None)
+        result = prompts.compute(piece, start, is_scored=top_logprobs is not None)
         cache.tokens.extend(piece)
         if top_logprobs is not None:
-            following = torch.tensor(prompt[start + 1 : start + 1 + len(piece)], device=backbone.device)
+            following = torch.tensor(prompt[start + 1 : start + 1 + len(piece)], device=result.logits.device)
             scores.append(logprobs_of(result.logits[: len(following)], following.long(), top_logprobs))
     if result is None:
         return None

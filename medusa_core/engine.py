@@ -26,7 +26,16 @@ from medusa_core.memory import Memory
 from medusa_core.pacing import FixedPace, Pace, Pacing
 from medusa_core.pacing.finding import find_pacing
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
-from medusa_core.runners import DecodePlan, EagerRunner, MakeRunner, StepResult, choose_runner, to_host, unpack_masks
+from medusa_core.runners import (
+    DecodePlan,
+    EagerRunner,
+    MakeRunner,
+    StepResult,
+    choose_runner,
+    prompt_lengths,
+    to_host,
+    unpack_masks,
+)
 from medusa_core.runners.timed import timed_steps
 from medusa_core.sampling import Sampler, SamplingParams
 from medusa_core.self_test import check_heads, run_length, trial_prompts
@@ -69,10 +78,12 @@ class Engine:
         store: PrefixStore,
         memory: Memory,
         make_runner: MakeRunner = EagerRunner,
+        lengths: Sequence[int] = (),
     ) -> None:
         """`store` keeps earlier sequences, `memory` what drafting learnt from them.
 
         load_vocabulary: called once, when the first grammar is asked for.
+        lengths:         of passes that are recorded for prompts, by a runner that records; none are without any.
         """
         self.info = info
         self._load_vocabulary = load_vocabulary
@@ -85,7 +96,7 @@ class Engine:
         # Rounded up, because attention kernels want masks of round widths.
         self._cache = backbone.new_cache(bucket(info.max_context + scratch))
         self._runner = make_runner(backbone, self._cache)
-        self._prefiller = Prefiller(backbone, self._cache, store, prefill_chunk)
+        self._prefiller = Prefiller(self._runner.prompts(lengths), self._cache, store, prefill_chunk)
 
     @classmethod
     def load(
@@ -126,6 +137,7 @@ class Engine:
             store,
             parts.memory,
             make_runner,
+            prompt_lengths(config.prefill_chunk) if config.record_prompts else (),
         )
         progress("warming up", 0.9)
         engine.warm_up()

@@ -5,7 +5,7 @@ has only a root, prefill is a chain.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -157,6 +157,14 @@ class CandidateTree:
             max_depth=length - 1,
             guesses=None,
         )
+
+    @classmethod
+    def padded_chain(cls, tokens: Tensor, length: Tensor) -> Self:
+        """A chain of `length` [] int64 of the tokens [T]; the slots behind them are not used."""
+        chain = cls.chain(tokens)
+        used = chain.depth < length
+        itself = torch.eye(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        return replace(chain, used=used, ancestors=chain.ancestors & used[:, None] | itself)
 
     @property
     def num_nodes(self) -> int:

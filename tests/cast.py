@@ -47,7 +47,7 @@ class MockBackbone:
         return KVCache(1, 1, self.hidden_size, rows, torch.float64, CPU)
 
     def forward(
-        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, last_only: bool = False
+        self, tree: CandidateTree, past: Tensor, cache: KVCache, visible_rows: int, keep: Tensor | None = None
     ) -> Forward:
         cache.prepare(past, tree.num_nodes, visible_rows)
         self.computed += tree.num_nodes
@@ -57,7 +57,7 @@ class MockBackbone:
         attended = tree_mask(tree, past, visible_rows, None).double() @ keys[0, 0]
         hidden = torch.sin(attended * self._frequencies)
         logits = self._sharpness * hidden @ self.lm_head.T
-        return Forward(hidden, logits[-1:] if last_only else logits)
+        return Forward(hidden, logits[keep] if keep is not None else logits)
 
 
 class Oracle:
@@ -132,6 +132,7 @@ def make_engine(
     vocabulary: GrammarVocabulary | None = None,
     prefix_budget: int = 1 << 24,
     make_runner: MakeRunner = EagerRunner,
+    lengths: Sequence[int] = (),
 ) -> Engine:
     """An engine around any backbone, without files; `drafter` stands in for the heads."""
 
@@ -163,7 +164,7 @@ def make_engine(
     made = DrafterSource(heads, torch.ones(info.num_heads), tree_nodes, info.max_depth, has_lookup, CPU, recycled)
     drafters = Always(drafter) if drafter is not None else made
     store = PrefixStore(prefix_budget)
-    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, store, memory, make_runner)
+    return Engine(backbone, info, prefill_chunk, drafters, load_vocabulary, store, memory, make_runner, lengths)
 
 
 def run(engine: Engine, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **options: Any) -> list[int]:

@@ -21,7 +21,7 @@ from medusa_core.kv_cache import KVCache
 from medusa_core.memory import Memory
 from medusa_core.runners import DecodePlan, MakeRunner, Runner
 from medusa_core.runners.capture import CudaLauncher, Launcher, PlainLauncher
-from medusa_core.runners.cuda_graph import coarse_bucket
+from medusa_core.runners.prompts import coarse_bucket
 from medusa_core.sampling import Sampler, SamplingParams
 
 __all__ = ["GREEDY", "Bench", "launcher_for"]

@@ -19,7 +19,7 @@ from medusa_core.config import SpeculationParams
 from medusa_core.decoding import accept_and_commit, verify
 from medusa_core.errors import EngineError
 from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner
-from medusa_core.runners.cuda_graph import coarse_bucket
+from medusa_core.runners.prompts import coarse_bucket
 from medusa_core.runners.recording import Recording
 from medusa_core.runners.row import Row, pack
 from medusa_core.sampling import Sampler, SamplingParams

@@ -22,11 +22,13 @@ class Pass(Protocol):
     """How a tree of N nodes is computed; writes the cache's scratch rows, which were prepared for it."""
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Tokens and positions [N], for each kind of layer an additive mask [1, 1, g * N, S].
 
-        Returns the hidden states [N, H] after the final norm, and logits [N, V], or [1, V] of the last node only.
+        keep: [R] int64, the nodes whose logits are wanted; None wants all.
+
+        Returns the hidden states [N, H] after the final norm, and logits [N, V], or [R, V].
         """
         ...
 
@@ -54,9 +56,9 @@ class FusedModel:
         self._turns = _turns(base.rotary_emb, self._embed.weight, positions)
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, last_only: bool
+        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See Pass: [N] tokens and positions; hidden [N, H] and logits [N, V] or [1, V]."""
+        """See Pass: [N] tokens and positions; hidden [N, H] and logits [N, V] or [R, V]."""
         turns = self._turns.index_select(0, positions)  # [N, 2, D]
         rows = self._embed(tokens)
         for index, (layer, kind) in enumerate(zip(self._layers, self._kinds, strict=True)):
@@ -65,7 +67,7 @@ class FusedModel:
             rows = layer.attention.output.add_to(rows, mixed)
             rows = layer.mlp.add_to(rows, layer.mlp_norm(rows))
         hidden = self._norm(rows)
-        return hidden, self._lm_head(hidden[-1:] if last_only else hidden)
+        return hidden, self._lm_head(hidden.index_select(0, keep) if keep is not None else hidden)
 
     def _attention(
         self, own: Attention, layer: int, rows: Tensor, turns: Tensor, mask: Tensor, cache: KVCache

@@ -75,7 +75,7 @@ def _difference(fused: Pass, model: Any, kinds: Collection[str], positions: int,
         cached = torch.randn(cache.buffer.shape, generator=torch.Generator().manual_seed(1))
         cache.buffer.copy_(cached)
         cache.prepare(torch.tensor(_CACHED, device=device), _NODES, rows)
-        found.append((*compute(tokens, places, masks, cache, False), cache.buffer))
+        found.append((*compute(tokens, places, masks, cache, None), cache.buffer))
     pairs = zip(*found, strict=True)
     errors = [(theirs.float() - ours.float()).abs().max() / theirs.float().abs().max() for theirs, ours in pairs]
     return float(torch.stack(errors).max())  # the largest of numbers one of which is none is none

@@ -6,8 +6,7 @@ otherwise what it would lose is copied into the store first, and what the store 
 
 from collections.abc import Callable
 
-from medusa_core.backbone import Backbone
-from medusa_core.decoding import Prefilled, prefill
+from medusa_core.decoding import Prefilled, Prompts, prefill
 from medusa_core.kv_cache import KVCache, common_prefix
 from medusa_core.prefix_cache.store import PrefixStore
 
@@ -20,9 +19,9 @@ _WORTH_SAVING = 32
 class Prefiller:
     """Fills the live cache with prompts. Not thread-safe, as the engine is not."""
 
-    def __init__(self, backbone: Backbone, cache: KVCache, store: PrefixStore, chunk: int) -> None:
-        """`chunk`: prompt tokens of one forward pass."""
-        self._backbone, self._cache, self._store, self._chunk = backbone, cache, store, chunk
+    def __init__(self, prompts: Prompts, cache: KVCache, store: PrefixStore, chunk: int) -> None:
+        """`prompts` computes what is missing in the cache, so many tokens as `chunk` says in one forward pass."""
+        self._prompts, self._cache, self._store, self._chunk = prompts, cache, store, chunk
         self._salt: str | None = None
 
     def compute(
@@ -47,7 +46,7 @@ class Prefiller:
         cached_tokens = len(self._cache.tokens)
         if ending is not None and cached_tokens == len(prompt):
             return Prefilled(ending, ()), cached_tokens
-        found = prefill(self._backbone, self._cache, prompt, self._chunk, should_stop, top_logprobs)
+        found = prefill(self._prompts, self._cache, prompt, self._chunk, should_stop, top_logprobs)
         if found is not None:
             self._store.remember(salt, prompt, found.last)
         return found, cached_tokens

@@ -12,6 +12,7 @@ from medusa_core.runners.capture import CudaLauncher
 from medusa_core.runners.cuda_graph import GraphRunner
 from medusa_core.runners.eager import EagerRunner
 from medusa_core.runners.grammar import unpack_masks
+from medusa_core.runners.prompts import prompt_lengths
 from medusa_core.runners.runner import DecodePlan, Drafting, Runner, StepResult, TokenLogprobs, to_host
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StepResult",
     "TokenLogprobs",
     "choose_runner",
+    "prompt_lengths",
     "to_host",
     "unpack_masks",
 ]

@@ -12,7 +12,7 @@ verified. Then drafting, verifying and accepting are three recordings, and nothi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,22 +23,22 @@ from medusa_core.acceptance import AcceptanceRule
 from medusa_core.adjustments import Adjustments
 from medusa_core.backbone import Backbone, Forward
 from medusa_core.constraints import Constraint
-from medusa_core.decoding import Verified, accept_and_commit, logprobs_of, verify
+from medusa_core.decoding import OrdinaryPrompts, Prompts, Verified, accept_and_commit, logprobs_of, verify
 from medusa_core.drafters import Drafter, DraftState, Grammatical
 from medusa_core.kv_cache import KVCache
 from medusa_core.runners.capture import Launcher
 from medusa_core.runners.grammar import check_tree, host_tree, what_follows
 from medusa_core.runners.held import fill, hold, signature
+from medusa_core.runners.prompts import RecordedPrompts, coarse_bucket
 from medusa_core.runners.recording import WARM_UPS, Recording
 from medusa_core.runners.row import Row, pack
 from medusa_core.runners.runner import DecodePlan, StepResult
 from medusa_core.tree import CandidateTree
 
-__all__ = ["GraphRunner", "coarse_bucket"]
+__all__ = ["GraphRunner"]
 
 # Recordings that are kept; each holds some megabytes of launch parameters on the device.
 _MOST_RECORDINGS = 64
-_SMALLEST_BUCKET = 256
 
 Held = TypeVar("Held")
 
@@ -89,6 +89,11 @@ class GraphRunner:
         self._held: dict[Any, Any] = {}
         # with the drafter of each, so that no other one gets its identity
         self._recordings: OrderedDict[Any, tuple[Drafter, Any]] = OrderedDict()
+
+    def prompts(self, lengths: Sequence[int]) -> Prompts:
+        """See Runner.prompts."""
+        ordinary = OrdinaryPrompts(self._backbone, self._cache)
+        return RecordedPrompts(self._backbone, self._cache, self._launcher, lengths, ordinary) if lengths else ordinary
 
     @torch.inference_mode()
     def steps(self, plan: DecodePlan, state: DraftState, past: int) -> Iterator[StepResult]:
@@ -211,9 +216,3 @@ class GraphRunner:
             self._recordings.popitem(last=False)
         found: Held = self._recordings[key][1]
         return found
-
-
-def coarse_bucket(rows: int) -> int:
-    """Visible rows in buckets that grow with them: few recordings for a long answer, a quarter read in vain at most."""
-    multiple = max(_SMALLEST_BUCKET, 1 << max(0, rows.bit_length() - 3))
-    return -(-rows // multiple) * multiple

@@ -1,13 +1,13 @@
 """Steps as ordinary calls, one host read each: works on every device."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from medusa_core.backbone import Backbone
-from medusa_core.decoding import accept_and_commit, bucket, logprobs_of, verify
+from medusa_core.decoding import OrdinaryPrompts, Prompts, accept_and_commit, bucket, logprobs_of, verify
 from medusa_core.drafters import DraftState
 from medusa_core.kv_cache import KVCache
 from medusa_core.runners.grammar import check_tree, host_tree, what_follows
@@ -24,6 +24,10 @@ class EagerRunner:
 
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self._backbone, self._cache = backbone, cache
+
+    def prompts(self, lengths: Sequence[int]) -> Prompts:
+        """See Runner.prompts; nothing is recorded here."""
+        return OrdinaryPrompts(self._backbone, self._cache)
 
     @torch.inference_mode()
     def steps(self, plan: DecodePlan, state: DraftState, past: int) -> Iterator[StepResult]:

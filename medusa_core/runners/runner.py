@@ -1,13 +1,13 @@
 """The seam between a request's loop and the way its steps reach the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from medusa_core.acceptance import AcceptanceRule
 from medusa_core.adjustments import Adjustments
 from medusa_core.constraints import Constraint
-from medusa_core.decoding import Logprobs
+from medusa_core.decoding import Logprobs, Prompts
 from medusa_core.drafters import Drafter, DraftState
 
 __all__ = ["DecodePlan", "Drafting", "Runner", "StepResult", "TokenLogprobs", "to_host"]
@@ -93,6 +93,10 @@ class Runner(Protocol):
     """
 
     settling_steps: int
+
+    def prompts(self, lengths: Sequence[int]) -> Prompts:
+        """How prompts are computed, where work is recorded in passes of these lengths; none leaves them ordinary."""
+        ...
 
     def steps(self, plan: DecodePlan, state: DraftState, past: int) -> Iterator[StepResult]:
         """Decode from `state`, whose `past` is also known on the host. Mutates the cache's rows behind `past`."""

@@ -71,7 +71,7 @@ def test_asking_for_the_last_row_only_gives_the_last_row() -> None:
     backbone = tiny_backbone("gemma2")
     chain, zero = CandidateTree.chain(torch.tensor(PROMPT)), torch.tensor(0)
     every = backbone.forward(chain, zero, backbone.new_cache(32), 32)
-    last = backbone.forward(chain, zero, backbone.new_cache(32), 32, last_only=True)
+    last = backbone.forward(chain, zero, backbone.new_cache(32), 32, keep=torch.tensor([chain.num_nodes - 1]))
 
     assert torch.allclose(every.logits[-1:], last.logits, atol=1e-5)
 

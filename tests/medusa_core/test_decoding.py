@@ -8,7 +8,7 @@ import torch
 from medusa_core.backbone import Backbone, TransformersBackbone
 from medusa_core.config import SpeculationParams
 from medusa_core.constraints import Grammar
-from medusa_core.decoding import bucket, prefill
+from medusa_core.decoding import OrdinaryPrompts, bucket, prefill
 from medusa_core.drafters import MedusaDrafter
 from medusa_core.engine import Engine, never
 from medusa_core.generation import GenerationRequest
@@ -191,7 +191,8 @@ def test_prefill_in_chunks_leaves_the_rows_of_a_prefill_in_one_piece() -> None:
     backbone = MockBackbone()
     caches = [backbone.new_cache(32), backbone.new_cache(32)]
     results = [
-        prefill(backbone, cache, PROMPT, chunk, never, None) for cache, chunk in zip(caches, (3, 100), strict=True)
+        prefill(OrdinaryPrompts(backbone, cache), cache, PROMPT, chunk, never, None)
+        for cache, chunk in zip(caches, (3, 100), strict=True)
     ]
 
     assert torch.equal(caches[0].buffer, caches[1].buffer)
@@ -205,7 +206,8 @@ def test_a_scored_prompt_has_the_log_probabilities_of_its_own_tokens(chunk: int)
     whole = backbone.forward(CandidateTree.chain(torch.tensor(PROMPT)), torch.tensor(0), backbone.new_cache(32), 32)
     expected = whole.logits.float().log_softmax(-1)
 
-    found = prefill(backbone, backbone.new_cache(32), PROMPT, chunk, never, top_logprobs=4)
+    cache = backbone.new_cache(32)
+    found = prefill(OrdinaryPrompts(backbone, cache), cache, PROMPT, chunk, never, top_logprobs=4)
 
     assert found is not None
     chosen = torch.cat([part.chosen for part in found.scores])

@@ -38,7 +38,7 @@ class Echo:
         return None
 
     def forward(
-        self, tree: CandidateTree, past: Tensor, cache: Any, visible_rows: int, last_only: bool = False
+        self, tree: CandidateTree, past: Tensor, cache: Any, visible_rows: int, keep: Tensor | None = None
     ) -> Forward:
         hidden = torch.nn.functional.one_hot(tree.tokens, VOCAB).float()
         return Forward(hidden, hidden)

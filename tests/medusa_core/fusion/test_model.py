@@ -111,7 +111,7 @@ def test_asking_for_the_last_row_only_gives_the_last_row() -> None:
     backbone.fuse(128, compiled=False)
     chain, zero = CandidateTree.chain(torch.tensor(PROMPT)), torch.tensor(0)
     every = backbone.forward(chain, zero, backbone.new_cache(32), 32)
-    last = backbone.forward(chain, zero, backbone.new_cache(32), 32, last_only=True)
+    last = backbone.forward(chain, zero, backbone.new_cache(32), 32, keep=torch.tensor([chain.num_nodes - 1]))
 
     assert torch.allclose(every.logits[-1:], last.logits, atol=1e-5)
     assert every.hidden.shape == last.hidden.shape
@@ -164,7 +164,7 @@ def test_compiled_a_node_of_a_tree_is_bitwise_what_its_path_gives_token_by_token
         )
         with torch.inference_mode():
             masks = {"full_attention": mask.repeat(2, 1)[None, None]}
-            return fused(tree.tokens, past + tree.depth, masks, cache, False)[1]
+            return fused(tree.tokens, past + tree.depth, masks, cache, None)[1]
 
     tree, cache = CandidateTree.from_topology(BUSHY, TOKENS), backbone.new_cache(64)
     compute(CandidateTree.chain(torch.tensor(PROMPT)), 0, cache)

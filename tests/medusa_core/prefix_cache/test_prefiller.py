@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medusa_core.decoding import Prefilled
+from medusa_core.decoding import OrdinaryPrompts, Prefilled
 from medusa_core.kv_cache import KVCache
 from medusa_core.prefix_cache import Prefiller, PrefixStore
 from tests.cast import CPU, MockBackbone
@@ -37,7 +37,7 @@ class Bench:
         self.backbone = MockBackbone(vocab_size=300)
         self.cache = Watched(1, 1, self.backbone.hidden_size, 512, torch.float64, CPU)
         self.store = PrefixStore(budget)
-        self.prefiller = Prefiller(self.backbone, self.cache, self.store, chunk)
+        self.prefiller = Prefiller(OrdinaryPrompts(self.backbone, self.cache), self.cache, self.store, chunk)
 
     def compute(self, prompt: Sequence[int], salt: str | None = None, answer: Sequence[int] = ()) -> tuple[int, int]:
         """Rows found and rows computed; the answer's rows are garbage, and stand for those of another model's."""
@@ -51,7 +51,9 @@ class Bench:
     def check(self, prompt: Sequence[int], found: Prefilled | None) -> None:
         fresh = MockBackbone(vocab_size=300)
         cache = fresh.new_cache(512)
-        expected, _ = Prefiller(fresh, cache, PrefixStore(0), 512).compute(tuple(prompt), None, None, never)
+        expected, _ = Prefiller(OrdinaryPrompts(fresh, cache), cache, PrefixStore(0), 512).compute(
+            tuple(prompt), None, None, never
+        )
         assert found is not None and expected is not None
         assert torch.equal(found.last.hidden, expected.last.hidden)
         # one product of many rows rounds otherwise than that of one

@@ -14,7 +14,7 @@ from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
 from medusa_core.constraints import Constraint
-from medusa_core.decoding import prefill
+from medusa_core.decoding import OrdinaryPrompts, prefill
 from medusa_core.drafters import Drafter, DraftState
 from medusa_core.kv_cache import KVCache
 from medusa_core.memory import Memory
@@ -72,7 +72,7 @@ def steps_of(
     rule = make_rule(sampler, speculation if speculation is not None else SpeculationParams())
     plan = DecodePlan(Turns(*drafters), adjustments, rule, constraint, top_logprobs)
     cache.tokens.clear()
-    computed = prefill(backbone, cache, prompt, 512, never, None)
+    computed = prefill(OrdinaryPrompts(backbone, cache), cache, prompt, 512, never, None)
     assert computed is not None
     past, counts = torch.tensor(len(prompt), device=device), adjustments.start()
     end = CandidateTree.chain(torch.tensor(prompt[-1:], device=device))

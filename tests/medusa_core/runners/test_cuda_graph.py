@@ -14,7 +14,7 @@ from medusa_core.generation import GenerationRequest
 from medusa_core.kv_cache import KVCache
 from medusa_core.runners import EagerRunner, Runner
 from medusa_core.runners.capture import PlainLauncher
-from medusa_core.runners.cuda_graph import GraphRunner, coarse_bucket
+from medusa_core.runners.cuda_graph import GraphRunner
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import TreeTopology
 from tests.cast import CPU, GREEDY, MockBackbone, Oracle, make_engine, random_heads, tiny_backbone
@@ -197,15 +197,6 @@ def test_without_a_device_that_records_the_steps_are_simply_taken() -> None:
     expected = steps_of(EagerRunner(backbone, cache), backbone, cache, drafters, 9)
 
     assert steps_of(GraphRunner(backbone, cache, PlainLauncher()), backbone, cache, drafters, 9) == expected
-
-
-@pytest.mark.parametrize("rows", [1, 256, 257, 1000, 1025, 5000, 8192, 131072])
-def test_a_bucket_holds_the_rows_and_not_many_more(rows: int) -> None:
-    found = coarse_bucket(rows)
-
-    assert rows <= found <= max(256, rows * 5 // 4 + 256)
-    assert found % 256 == 0
-    assert coarse_bucket(found) == found
 
 
 def recording(backbone: Any, cache: KVCache) -> Runner:

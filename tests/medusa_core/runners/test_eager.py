@@ -5,7 +5,7 @@ import torch
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.config import SpeculationParams
-from medusa_core.decoding import prefill
+from medusa_core.decoding import OrdinaryPrompts, prefill
 from medusa_core.drafters import Asked, DraftState, Paced
 from medusa_core.engine import never
 from medusa_core.pacing import FixedPace
@@ -20,7 +20,7 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
     backbone = MockBackbone()
     plain = run(make_engine(backbone), PROMPT, max_tokens=30)
     cache = backbone.new_cache(64)
-    computed = prefill(backbone, cache, PROMPT, 512, never, None)
+    computed = prefill(OrdinaryPrompts(backbone, cache), cache, PROMPT, 512, never, None)
     assert computed is not None
     sampling = SamplingParams(0.0, seed=0)
     oracle = Oracle(plain, len(PROMPT), backbone.vocab_size)
@@ -38,7 +38,7 @@ def test_the_cache_holds_one_row_less_than_there_are_tokens_after_every_step() -
     for result in itertools.islice(EagerRunner(backbone, cache).steps(plan, state, len(PROMPT)), 4):
         emitted += result.tokens
         # the committed rows are those that computing the tokens one after another would have written
-        prefill(backbone, straight, (PROMPT + emitted)[:-1], 1, never, None)
+        prefill(OrdinaryPrompts(backbone, straight), straight, (PROMPT + emitted)[:-1], 1, never, None)
         rows = len(PROMPT) + len(emitted) - 1
         assert torch.equal(cache.buffer[..., :rows, :], straight.buffer[..., :rows, :])
     assert emitted == plain[: len(emitted)]
