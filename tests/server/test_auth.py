@@ -7,7 +7,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.auth import KEY_LABEL, ApiKeyGuard, is_open, open_paths
 
-
 OPEN = open_paths(metrics=True, docs=False)
 
 
