@@ -179,13 +179,22 @@ def test_pods_are_added_by_what_waits_and_what_is_answered() -> None:
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] > 5 * behavior["scaleUp"]["stabilizationWindowSeconds"]
 
 
-def test_the_queries_that_scale_are_queries(run: Run, tmp_path: Path) -> None:
+def test_two_answers_and_four_who_wait_are_six_requests_wherever_they_are(run: Run, tmp_path: Path) -> None:
     (trigger,) = OBJECTS["ScaledObject"]["spec"]["triggers"]
-    rules = tmp_path / "rules.yml"
-    record = {"record": "pods:wanted", "expr": trigger["metadata"]["query"]}
-    rules.write_text(json.dumps({"groups": [{"name": "scaling", "rules": [record]}]}))
+    record = {"record": "requests", "expr": trigger["metadata"]["query"]}
+    series = [
+        {"series": f'medusa_num_requests_{name}{{job="{job}", pod="{pod}"}}', "values": f"{value}x20"}
+        for pod, job, running, waiting in (("a", "medusa", 1, 4), ("b", "medusa", 1, 0), ("c", "another", 1, 9))
+        for name, value in (("running", running), ("waiting", waiting))
+    ]
+    expected = [{"expr": "requests", "eval_time": "4m", "exp_samples": [{"labels": "requests", "value": 6}]}]
+    test = {"interval": "15s", "input_series": series, "promql_expr_test": expected}
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "scaling", "rules": [record]}]}))
+    (tmp_path / "test.yml").write_text(json.dumps({"rule_files": ["rules.yml"], "tests": [test]}))
 
-    run("promtool", "check", "rules", rules)
+    run("promtool", "test", "rules", tmp_path / "test.yml")
+    # a threshold is what one pod may have: three pods
+    assert trigger["metadata"]["threshold"] == "2"
 
 
 def test_a_scaled_object_has_the_fields_that_keda_knows() -> None:

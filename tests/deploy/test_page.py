@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 import typer
+import yaml
 
 from server.cli import create_cli
 from server.settings import ENV_PREFIX, Settings
@@ -78,3 +80,17 @@ def test_all_that_compose_reads_is_what_the_page_and_the_example_call_it() -> No
     elsewhere = {"PIP_EXTRA_INDEX_URL"}
 
     assert named - elsewhere - set(in_example()) == set()
+
+
+def test_the_rules_that_it_makes_for_the_operator_are_those_of_the_files() -> None:
+    (block,) = re.findall(r"^for rules in .*?^done$", SECTIONS["More than one GPU"], re.MULTILINE | re.DOTALL)
+    shown = re.sub(r"kubectl .* --filename -", "{ cat; echo ---; }", block)
+
+    done = subprocess.run(["bash", "-euc", shown], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    made = {rule["metadata"]["name"]: rule for rule in yaml.safe_load_all(done.stdout) if rule is not None}
+    files = {f"medusa-{file.stem}": file for file in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml")}
+    assert {name: rule["spec"] for name, rule in made.items()} == {
+        name: yaml.safe_load(file.read_text()) for name, file in files.items()
+    }
+    assert {rule["kind"] for rule in made.values()} == {"PrometheusRule"}
