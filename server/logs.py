@@ -43,6 +43,8 @@ LogFormat = Literal["auto", "console", "json"]
 Rendering = Literal["console", "json"]
 
 STDERR = 2
+# What a line begins with, as far as it is known.
+FIRST = ("timestamp", "level", "event", "logger", "process", "request_id", "trace_id", "span_id")
 OUR_LOGGERS = ("medusa", "medusa_core")
 # What the rest of a line waits for a reader who has taken its beginning.
 PATIENCE_MS = 50
@@ -174,17 +176,17 @@ def create_handler(stream: SteadyStream, rendering: Rendering, process: str) -> 
     """
 
     def in_order(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
-        first = {name: fields.pop(name) for name in ("timestamp", "level", "event", "logger")}
-        return {**first, "process": process, **fields}
+        fields["process"] = process
+        return {name: fields[name] for name in (*FIRST, *fields) if name in fields}
 
     chain: list[Processor] = [
         TimeStamper(fmt="iso", utc=True),
         add_log_level,
         add_logger_name,
-        in_order,
         ExtraAdder(),
         _without_color,
         merge_contextvars,
+        in_order,
         *_renderers(rendering, stream.isatty()),
     ]
     handler = _LineHandler(stream)

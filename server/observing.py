@@ -20,7 +20,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # What is generated where, in the words of OpenTelemetry's conventions.
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
-# Asked every few seconds by programs; what they hear is news only when it is bad.
+# Asked every few seconds by programs, while a model loads in vain; what changes is told by who changes it.
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 logger = logging.getLogger("medusa.access")
@@ -42,9 +42,9 @@ def _generation_fields(generated: Generated) -> dict[str, str | int | float | No
 
 def _level(route: str, status: int, error: str | None) -> int:
     """How much an exchange is news."""
-    if status >= 500 or (status < 400 and error is not None):
-        return logging.WARNING
-    return logging.DEBUG if route in PROBES and status < 400 else logging.INFO
+    if route in PROBES and status in (200, 503):
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 or (status < 400 and error is not None) else logging.INFO
 
 
 def _write_line(method: str, route: str, status: int, exchange: Exchange) -> None:

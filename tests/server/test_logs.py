@@ -45,8 +45,8 @@ def test_a_line_of_json_tells_when_who_and_what_in_this_order(tmp_path: Path) ->
         ("event", "a request came"),
         ("logger", "medusa.test"),
         ("process", "server"),
-        ("status", 200),
         ("request_id", "abc"),
+        ("status", 200),
     ]
 
 
@@ -56,8 +56,8 @@ def test_a_line_for_people_tells_the_same(tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text()
 
     assert re.fullmatch(
-        r"\S+Z \[info     \] a request came \[medusa.test\] process=server status=200 reason='two words' "
-        r"request_id=abc\n",
+        r"\S+Z \[info     \] a request came \[medusa.test\] process=server request_id=abc status=200 "
+        r"reason='two words'\n",
         text,
     )
 
