@@ -57,7 +57,7 @@ class ScriptedBackbone:
     def __init__(self, inner: Backbone) -> None:
         self._inner = inner
         self.hidden_size, self.vocab_size = inner.hidden_size, inner.vocab_size
-        self.max_positions, self.device = inner.max_positions, inner.device
+        self.max_positions, self.device, self.has_buckets = inner.max_positions, inner.device, inner.has_buckets
         self.script: Tensor | None = None
 
     def new_cache(self, rows: int) -> KVCache:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medusa_core.adapters import find_adapter
+from medusa_core.attending import attend_by_length
 from medusa_core.backbone import Backbone
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
 from medusa_core.checkpoints import find_heads, heads_location, load_heads, locate_heads
@@ -63,6 +64,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     weights = judge_model(backbone.model)
     if config.fuse:
         backbone.fuse(max_context, config.compile)
+    if config.attention == "device_length":
+        attend_by_length(backbone)
     progress("loading the heads", 0.8)
     # what the repository of a hub id holds is known once the model was fetched
     source = source if source is not None else find_heads(location)

@@ -4,7 +4,7 @@ No modelling code is copied: transformers takes our attention function, mask, po
 does to its logits (scaling, soft cap) is done by the model itself. reference: DESIGN section 4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
-from medusa_core.fusion import Kernels, Pass, TorchKernels, Trial, choose_kernels, fuse
+from medusa_core.fusion import Kernels, Mask, Pass, PrefixMask, TorchKernels, Trial, choose_kernels, fuse
 from medusa_core.kv_cache import KVCache
 from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
@@ -59,6 +59,7 @@ class Backbone(Protocol):
     vocab_size: int
     max_positions: int
     device: torch.device
+    has_buckets: bool  # whether a pass reads all visible rows; else it knows on the device how many there are
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache with so many rows for this model."""
@@ -172,7 +173,8 @@ class TransformersBackbone:
         self._group = config.num_attention_heads // self._layout.num_kv_heads
         self._compute: Pass = self._own_pass
         self.kernels: Kernels = TorchKernels(self._attention)
-        self._positions = self.max_positions
+        self.positions = self.max_positions
+        self.has_buckets = True  # attending.py may turn it off
         self._check()
 
     @property
@@ -191,9 +193,13 @@ class TransformersBackbone:
     ) -> Forward:
         """See Backbone.forward; hidden [N, H] and logits [N, V], or [R, V] of the nodes `keep`."""
         cache.prepare(past, tree.num_nodes, visible_rows)
-        masks = {kind: self._additive(tree_mask(tree, past, visible_rows, w)) for kind, w in self._windows.items()}
+        masks: dict[str, Mask]
+        if self.has_buckets:
+            masks = {kind: self._additive(tree_mask(tree, past, visible_rows, w)) for kind, w in self._windows.items()}
+        else:
+            masks = dict.fromkeys(self._windows, PrefixMask(past.to(torch.int32)[None], tree.ancestors))
         # Slots past the last position are cut by the limit anyway; only the table look-up must stay in range.
-        positions = (past + tree.depth).clamp(max=self._positions - 1)
+        positions = (past + tree.depth).clamp(max=self.positions - 1)
         with _attention_kernels(self.device):
             return Forward(*self._compute(tree.tokens, positions, masks, cache, keep))
 
@@ -207,7 +213,19 @@ class TransformersBackbone:
         trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
         self.kernels = choose_kernels(self.device, self.dtype, self._attention, compiled)
         self._compute = fuse(self.model, self._windows.keys(), positions, self.kernels, trial)
-        self._positions = positions if self.is_fused else self.max_positions
+        self.positions = positions if self.is_fused else self.max_positions
+
+    @property
+    def why_not_by_length(self) -> str | None:
+        """Why committed rows cannot be read by their number on the device; None where they can."""
+        if not self.is_fused:
+            return f"models of type {self.model_type!r} run on their own modelling code, which reads masks"
+        narrow = [window for window in self._windows.values() if window is not None and window < self.positions]
+        if narrow:
+            return f"its layers see {min(narrow)} tokens back, and a context may have {self.positions}"
+        if self.device.type == "cuda" and self.dtype not in (torch.float16, torch.bfloat16):
+            return f"the kernel knows float16 and bfloat16, not {self.dtype}"
+        return None
 
     @property
     def is_fused(self) -> bool:
@@ -217,13 +235,14 @@ class TransformersBackbone:
     @property
     def kernels_label(self) -> str:
         """What computes passes, and what else asks for kernels: seconds are comparable where this agrees."""
-        return f"{'fused' if self.is_fused else 'own code'}, {self.kernels.label}"
+        by_length = "" if self.has_buckets else ", by length"
+        return f"{'fused' if self.is_fused else 'own code'}, {self.kernels.label}{by_length}"
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
         return tree_attention(self.model, query, key, value, mask, scaling)[0]
 
     def _own_pass(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
+        self, tokens: Tensor, positions: Tensor, masks: Mapping[str, Mask], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One pass by the model's own modelling code; see fusion.Pass."""
         output = self.model(
@@ -238,7 +257,7 @@ class TransformersBackbone:
         return output.hidden_states[-1][0], output.logits[0]
 
     @staticmethod
-    def _by_kind(masks: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
+    def _by_kind(masks: Mapping[str, Mask]) -> Mapping[str, Mask] | Mask:
         """Masks in the form the family takes: one for all layers, or one for each kind of layer."""
         return masks if len(masks) > 1 else next(iter(masks.values()))
 

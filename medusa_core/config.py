@@ -9,6 +9,7 @@ from medusa_core.errors import ConfigurationError, InvalidParameter, ModelNotFou
 
 __all__ = [
     "AcceptanceName",
+    "AttentionName",
     "EngineConfig",
     "HeadsConfig",
     "Quantization",
@@ -27,6 +28,7 @@ TreeKind = Literal["dynamic", "static"]
 AcceptanceName = Literal["exact", "typical"]
 Quantization = Literal["none", "int8", "int4", "fp8", "bnb8", "bnb4"]
 RunnerName = Literal["auto", "eager", "cuda_graph"]
+AttentionName = Literal["auto", "bucketed", "device_length"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class EngineConfig:
                        load; where there is none, and with False, torch's own are used.
     runner:            `cuda_graph` records a step once and replays it, `eager` issues every operation of every step;
                        `auto` records on CUDA.
+    attention:         `bucketed` reads all rows of a bucket under a mask, `device_length` as many as there are, where a
+                       trial at load shows the same results; `auto` does so where steps are then faster, too.
     record_prompts:    whether prompts are computed in a few recorded lengths, filled up, where steps are recorded.
     delivery_ms:       what each step takes beside its computation until its tokens are on their way, where a process on
                        the same cores sends them; `auto` counts it as part of every step, on a CPU.
@@ -86,6 +90,7 @@ class EngineConfig:
     fuse: bool = True
     compile: bool = True
     runner: RunnerName = "auto"
+    attention: AttentionName = "bucketed"
     record_prompts: bool = False
     delivery_ms: float = 0.0
     self_test: bool = True
@@ -103,7 +108,7 @@ class EngineConfig:
             raise ConfigurationError("max_context is 1, it must hold a token of the prompt and one of the answer: 2")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
-        for name, kinds in (("tree", TreeKind), ("runner", RunnerName)):
+        for name, kinds in (("tree", TreeKind), ("runner", RunnerName), ("attention", AttentionName)):
             if getattr(self, name) not in get_args(kinds):
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}, it must be {' or '.join(get_args(kinds))}"

@@ -2,9 +2,11 @@
 
 import logging
 import secrets
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Literal, Self
 
 import torch
@@ -12,7 +14,8 @@ import torch
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
 from medusa_core.assembly import assemble
-from medusa_core.backbone import Backbone
+from medusa_core.attending import attend_faster
+from medusa_core.backbone import Backbone, TransformersBackbone
 from medusa_core.calibration import Calibration
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Constraint, GrammarVocabulary
@@ -23,7 +26,7 @@ from medusa_core.faults import fault_of, told_as_faults
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.memory import Memory
-from medusa_core.pacing import FixedPace, Pace, Pacing
+from medusa_core.pacing import FixedPace, Pace, Pacing, Situation
 from medusa_core.pacing.finding import find_pacing
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
 from medusa_core.runners import (
@@ -45,6 +48,9 @@ from medusa_core.tree import CandidateTree
 __all__ = ["Engine", "ignore_progress", "never"]
 
 _log = logging.getLogger(__name__)
+
+# Timed for each way to read the cache; as many more would be a second of a slow start.
+_ATTENTION_STEPS = 12
 
 _TOO_LONG = (
     "the device has no memory left for this request; shorten the prompt, or start the server with a smaller "
@@ -95,7 +101,8 @@ class Engine:
         scratch = info.most_nodes + info.max_depth + 1
         # Rounded up, because attention kernels want masks of round widths.
         self._cache = backbone.new_cache(bucket(info.max_context + scratch))
-        self._runner = make_runner(backbone, self._cache)
+        self._make_runner, self._lengths = make_runner, tuple(lengths)
+        self._make_runner, self._runner = make_runner, make_runner(backbone, self._cache)
         self._prefiller = Prefiller(self._runner.prompts(lengths), self._cache, store, prefill_chunk)
 
     @classmethod
@@ -139,6 +146,9 @@ class Engine:
             make_runner,
             prompt_lengths(config.prefill_chunk) if config.record_prompts else (),
         )
+        if config.attention == "auto":
+            progress("timing attention", 0.85)
+            engine.find_attention()
         progress("warming up", 0.9)
         engine.warm_up()
         if parts.heads is not None and config.self_test:
@@ -189,6 +199,25 @@ class Engine:
         prompts = trial_prompts(self.info.model, self.info.max_context - length)
         found = check_heads(self._backbone, heads, str(self.info.heads), prompts, write)
         self.info = replace(self.info, head_check=found.own if found is not None else None)
+        self.forget()
+
+    def find_attention(self) -> None:
+        """Read rows by their number on the device where that gives the same and steps are clearly faster by it.
+
+        Timed are steps behind half of the longest context. Nothing may have been recorded before.
+        """
+        backbone, nodes = self._backbone, self.info.tree_nodes
+        if not isinstance(backbone, TransformersBackbone):
+            return
+        behind = Situation(max(1, self.info.max_context // 2))
+
+        def seconds() -> float:
+            runner = self._make_runner(backbone, self._cache)
+            begin = timed_steps(backbone, self._cache, runner, self._drafters, self._memory)
+            return statistics.median(islice(begin(nodes, behind), _ATTENTION_STEPS))
+
+        attend_faster(backbone, seconds)
+        self.info = replace(self.info, place=replace(self.info.place, kernels=backbone.kernels_label))
         self.forget()
 
     def find_pace(self, delivery_s: float) -> None:

@@ -34,6 +34,7 @@ class MockBackbone:
     hidden_size = 16
     max_positions = 512
     device = CPU
+    has_buckets = True
 
     def __init__(self, vocab_size: int = 23, seed: int = 0, sharpness: float = 4.0) -> None:
         self.vocab_size, self._sharpness = vocab_size, sharpness

@@ -22,7 +22,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"generation"},
         {"prefix_cache", "runners"},
         {"decoding"},
-        {"drafters", "loading", "self_test"},
+        {"attending", "drafters", "loading", "self_test"},
         {"backbone", "acceptance"},
         {"checkpoints", "fusion"},
         {"adjustments", "kv_cache", "heads", "node_choice", "pacing", "pictures"},

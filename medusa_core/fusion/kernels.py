@@ -8,10 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AttentionFunction", "Kernels", "Multiply", "TorchKernels"]
+from medusa_core.fusion.lengths import AttendPrefix, PrefixMask, attend_by_length, flash_prefix, masked_prefix
+
+__all__ = ["AttentionFunction", "Kernels", "Mask", "Multiply", "TorchKernels"]
 
 # Queries [1, Hq, N, D], keys and values [1, Hkv, S, D], a mask [1, 1, g * N, S] and the scaling, to [1, N, Hq, D].
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+# What is added to the scores of all visible rows, [1, 1, g * N, S], or how many rows there are.
+Mask = Tensor | PrefixMask
 
 
 class Multiply(Protocol):
@@ -54,12 +59,12 @@ class Kernels(Protocol):
         """
         ...
 
-    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
-        """Write keys and values where they are kept, and let the queries attend to the first S rows there.
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Mask, scaling: float) -> Tensor:
+        """Write keys and values where they are kept, and let the queries attend to rows there, as the mask says.
 
         heads:  [N, Hq + 2 * Hkv, D], queries, keys and values.
         kept:   [2, Hkv, rows, D], keys and values of one layer; places: [N] int64, the rows to write.
-        mask:   [1, 1, g * N, S], added to the scores; g = Hq / Hkv.
+        mask:   [1, 1, g * N, S], added to the scores of the first S rows, g = Hq / Hkv; or a PrefixMask.
 
         Returns [N, Hq * D].
         """
@@ -106,13 +111,18 @@ class TorchKernels:
         swapped = turned.roll(factors.shape[-1] // 2, dims=-1)
         turned.mul_(factors[:, :1]).addcmul_(swapped, factors[:, 1:])
 
-    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Mask, scaling: float) -> Tensor:
         """See Kernels: [N, Hq + 2 * Hkv, D] to [N, Hq * D]."""
         num_rows, num_heads, dim = heads.shape
         num_kv_heads = kept.shape[1]
         num_queries = num_heads - 2 * num_kv_heads
         states = heads[:, num_queries:].view(num_rows, 2, num_kv_heads, dim)
-        kept.index_copy_(2, places, states.permute(1, 2, 0, 3))
+        own = states.permute(1, 2, 0, 3)
+        kept.index_copy_(2, places, own)
+        if isinstance(mask, PrefixMask):
+            attend_prefix: AttendPrefix = flash_prefix if heads.device.type == "cuda" else masked_prefix
+            mixed = attend_by_length(heads[:, :num_queries].transpose(0, 1), kept, own, mask, scaling, attend_prefix)
+            return mixed.transpose(0, 1).reshape(num_rows, num_queries * dim)
         keys, values = kept[:, None, :, : mask.shape[-1]]
         query = heads[:, :num_queries].transpose(0, 1)[None]
         return self._attention(query, keys, values, mask, scaling).view(num_rows, num_queries * dim)

@@ -4,13 +4,13 @@ Knows decoders that normalise before attention and before the MLP, as Llama does
 module it does not compute itself is called, and it is used only where a trial shows it equal to the model's own pass.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from medusa_core.fusion.kernels import Kernels
+from medusa_core.fusion.kernels import Kernels, Mask
 from medusa_core.fusion.layers import Attention, FusedLayer, read_layer, read_norm
 from medusa_core.fusion.products import join
 from medusa_core.kv_cache import KVCache
@@ -22,9 +22,9 @@ class Pass(Protocol):
     """How a tree of N nodes is computed; writes the cache's scratch rows, which were prepared for it."""
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
+        self, tokens: Tensor, positions: Tensor, masks: Mapping[str, Mask], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and positions [N], for each kind of layer an additive mask [1, 1, g * N, S].
+        """Tokens and positions [N], for each kind of layer a mask.
 
         keep: [R] int64, the nodes whose logits are wanted; None wants all.
 
@@ -56,7 +56,7 @@ class FusedModel:
         self._turns = _turns(base.rotary_emb, self._embed.weight, positions)
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, masks: dict[str, Tensor], cache: KVCache, keep: Tensor | None
+        self, tokens: Tensor, positions: Tensor, masks: Mapping[str, Mask], cache: KVCache, keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See Pass: [N] tokens and positions; hidden [N, H] and logits [N, V] or [R, V]."""
         turns = self._turns.index_select(0, positions)  # [N, 2, D]
@@ -69,9 +69,7 @@ class FusedModel:
         hidden = self._norm(rows)
         return hidden, self._lm_head(hidden.index_select(0, keep) if keep is not None else hidden)
 
-    def _attention(
-        self, own: Attention, layer: int, rows: Tensor, turns: Tensor, mask: Tensor, cache: KVCache
-    ) -> Tensor:
+    def _attention(self, own: Attention, layer: int, rows: Tensor, turns: Tensor, mask: Mask, cache: KVCache) -> Tensor:
         """Attention of rows [N, H] over the cache, before its output projection: [N, Hq * D]."""
         num_nodes, num_turned = rows.shape[0], own.num_heads + own.num_kv_heads
         heads = own.heads(rows).view(num_nodes, num_turned + own.num_kv_heads, own.head_dim)

@@ -5,7 +5,6 @@ Nothing of it stays on disk. Where there is no compiler, or it knows too little,
 
 import ctypes
 import logging
-import math
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medusa_core.fusion.kernels import AttentionFunction, Kernels, Multiply, TorchKernels
+from medusa_core.fusion.choosing import fastest
+from medusa_core.fusion.kernels import AttentionFunction, Kernels, Mask, Multiply, TorchKernels
+from medusa_core.fusion.lengths import PrefixMask
 
 __all__ = ["NativeKernels", "build", "build_with", "choose_kernels"]
 
@@ -37,7 +38,6 @@ _MOST_INT8_PRODUCTS = 8192
 _MOST_ALONE = 2**20
 # Many times what a slow machine needs; a compiler that hangs keeps the start waiting for as long.
 _BUILD_TIMEOUT_S = 20.0
-_CLEARLY = 0.95
 _TRIAL_ROWS, _TRIALS = (1, 8), 4
 # Bytes of bfloat16 copies: what a small model takes, and what a large one may.
 _MOST_COPIED = 2**30
@@ -131,8 +131,10 @@ class NativeKernels:
             heads.data_ptr(), factors.data_ptr(), num_rows, num_turned, num_heads, dim, factors.shape[-1]
         )
 
-    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    def attend(self, heads: Tensor, kept: Tensor, places: Tensor, mask: Mask, scaling: float) -> Tensor:
         """See Kernels: [N, Hq + 2 * Hkv, D] to [N, Hq * D]."""
+        if isinstance(mask, PrefixMask):
+            return self._others.attend(heads, kept, places, mask, scaling)
         num_rows, num_heads, dim = heads.shape
         num_kv_heads, capacity = kept.shape[1:3]
         folded, visible = mask.shape[-2:]
@@ -188,17 +190,15 @@ class _NativeInt8:
 def _fastest(ways: Sequence[Callable[[Tensor], Multiply]], weight: Tensor) -> int:
     """Which way multiplies by weights like this one [out, in] in the least time.
 
-    More of them than caches hold, so that each product finds its weight in memory, as in a step. An earlier way is kept
-    unless a later one is clearly faster: results differ in their last bits, and chance should not choose.
+    More of them than caches hold, so that each product finds its weight in memory, as in a step.
     """
     copies = [weight, *(weight.clone() for _ in range(min(_MOST_COPIES, _CACHES // weight.nbytes)))]
-    best, least = 0, math.inf
-    for index, way in enumerate(ways):
+
+    def seconds(way: Callable[[Tensor], Multiply]) -> float:
         products = [way(copy) for copy in copies]
-        taken = sum(_seconds(products, torch.ones(rows, weight.shape[1])) for rows in _TRIAL_ROWS)
-        if taken < _CLEARLY * least:
-            best, least = index, taken
-    return best
+        return sum(_seconds(products, torch.ones(rows, weight.shape[1])) for rows in _TRIAL_ROWS)
+
+    return fastest(map(seconds, ways))
 
 
 def _seconds(products: Sequence[Multiply], rows: Tensor) -> float:

@@ -194,7 +194,7 @@ class GraphRunner:
     def _visible_rows(self, drafter: Drafter, most_past: int) -> int:
         # the commit writes one block of max_depth + 1 rows behind the accepted ones
         needed = most_past + max(drafter.num_nodes, drafter.max_depth + 1)
-        return min(self._cache.rows, coarse_bucket(needed))
+        return min(self._cache.rows, coarse_bucket(needed)) if self._backbone.has_buckets else self._cache.rows
 
     def _hold(self, value: Held) -> Held:
         """The buffers for values of this signature, filled with this one."""

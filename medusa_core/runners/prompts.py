@@ -57,7 +57,8 @@ class RecordedPrompts:
         self._tokens[: len(piece)].copy_(torch.tensor(piece))
         self._length.fill_(len(piece))
         self._past.fill_(start)
-        visible_rows = min(self._cache.rows, coarse_bucket(start + length))
+        has_buckets = self._backbone.has_buckets
+        visible_rows = min(self._cache.rows, coarse_bucket(start + length)) if has_buckets else self._cache.rows
         key = length, visible_rows
         if key not in self._recordings:
             name = f"a prompt of up to {length} tokens"

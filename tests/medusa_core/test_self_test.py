@@ -33,6 +33,7 @@ class Echo:
     hidden_size = vocab_size = VOCAB
     max_positions = 512
     device = CPU
+    has_buckets = True
 
     def new_cache(self, rows: int) -> Any:
         return None
