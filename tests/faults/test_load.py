@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.live import Server, grown, serving
-from tests.faults.traffic import CHAT, Seen, alone, asks, differences, drive
+from tests.faults.traffic import CHAT, Mix, Seen, alone, asks, differences, drive
 
 SEED, REQUESTS, CLIENTS, QUEUE = 6, 500, 32, 16
-LEAVING = 0.4  # some of them are answered before they leave
+# some of those that leave are answered before they do
+MIX = Mix(leaving=0.4, wrong=0.03)
 
 
 @dataclass
@@ -55,7 +56,7 @@ async def watching(server: Server) -> AsyncIterator[Watched]:
 
 @pytest.mark.timeout(300)
 def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path: Path) -> None:
-    requests = asks(SEED, REQUESTS, LEAVING)
+    requests = asks(SEED, range(REQUESTS), MIX)
 
     async def load(server: Server) -> tuple[list[Seen], Watched, dict[str, float], dict[str, float]]:
         before = await server.metrics()
@@ -74,8 +75,9 @@ def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path
 
     assert differences(seen, solo) == []
     assert sorted(one.ask.number for one in seen) == list(range(REQUESTS)), "every request came to an end"
-    assert all(one.is_whole or one.has_left for one in seen)
-    left = len(seen) - len(finished)
+    assert all(one.is_whole or one.has_left or one.is_refused for one in seen)
+    refused = sum(one.is_refused for one in seen)
+    left = len(seen) - len(finished) - refused
     print(f"{len(finished)} finished, {left} left, {sum(one.turned_away for one in seen)} turned away")
     print(_first_byte_times(finished), f"; the slowest probe took {watched.slowest_s:.2f} s")
     assert left >= REQUESTS // 4, "too few clients leave to say anything"
@@ -88,6 +90,7 @@ def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path
         return grown(after, before, name, *labels)
 
     assert count("medusa_requests_rejected_total", "reason=queue_full") == sum(one.turned_away for one in seen) > 0
+    assert count("medusa_requests_rejected_total", "reason=invalid") == refused > 0
     assert count("medusa_requests_total", "finish_reason=error") == 0
     assert count("medusa_requests_total", "finish_reason=timeout") == 0
     for endpoint, path in (("chat", True), ("completions", False)):
@@ -99,7 +102,9 @@ def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path
     answered = count("medusa_requests_total") - count("medusa_requests_total", "finish_reason=abort")
     cancelled = count("medusa_requests_cancelled_total")
     assert answered >= len(finished)
-    assert len(seen) - 20 <= answered + cancelled <= len(seen), "all but those that left before they were read"
+    assert len(seen) - refused - 20 <= answered + cancelled <= len(seen) - refused, (
+        "all but those that left before they were read"
+    )
     tokens = sum(one.usage["completion_tokens"] for one in finished)
     assert tokens <= count("medusa_generation_tokens_total") <= tokens + left * 2 * 97
     assert count("medusa_tokens_per_step_sum") + count("medusa_time_to_first_token_seconds_count") <= count(

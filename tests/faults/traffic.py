@@ -47,13 +47,17 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request; `seed` and `number` make it again."""
+    """One request; `seed` and `number` make it again.
+
+    is_wrong: it must be refused with 400.
+    """
 
     seed: int
     number: int
     path: str
     body: Mapping[str, Any]
     leaving: Leaving | None
+    is_wrong: bool = False
 
     @property
     def name(self) -> str:
@@ -109,17 +113,45 @@ class Seen:
     def is_whole(self) -> bool:
         return bool(self.choices)
 
+    @property
+    def is_refused(self) -> bool:
+        """As a wrong request should be."""
+        return self.ask.is_wrong and self.status == 400
 
-def asks(seed: int, count: int, leaving: float, longest: int = 96) -> list[Ask]:
-    """`count` requests, of which the share `leaving` is left before its end; `longest` answers have so many tokens."""
-    return [one_ask(seed, number, leaving, longest) for number in range(count)]
+
+@dataclass(frozen=True)
+class Mix:
+    """What traffic is made of.
+
+    leaving: share of the requests whose client gives up.
+    wrong:   share of those that must be refused.
+    longest: tokens of the longest answers.
+    unique:  whether every prompt begins as no other does.
+    """
+
+    leaving: float = 0.4
+    wrong: float = 0.0
+    longest: int = 96
+    unique: bool = False
 
 
-def one_ask(seed: int, number: int, leaving: float, longest: int) -> Ask:
+def asks(seed: int, numbers: Iterable[int], mix: Mix) -> list[Ask]:
+    """The requests of these numbers."""
+    return [one_ask(seed, number, mix) for number in numbers]
+
+
+def one_ask(seed: int, number: int, mix: Mix) -> Ask:
     rng = random.Random(f"{seed}/{number}")
+    if rng.random() < mix.wrong:
+        path, body = _wrong(rng)
+        return Ask(seed, number, path, body, None, is_wrong=True)
     path = rng.choice((CHAT, COMPLETIONS))
-    body: dict[str, Any] = {"model": MODEL, "max_tokens": 1 + int(longest ** rng.random())}
+    body: dict[str, Any] = {"model": MODEL, "max_tokens": 1 + int(mix.longest ** rng.random())}
     body |= _chat(rng) if path == CHAT else _completion(rng)
+    if mix.unique and path == CHAT:
+        body["messages"] = [{"role": "system", "content": f"This is conversation {number}."}, *body["messages"]]
+    elif mix.unique:
+        body["prompt"] = f"# {number} of {seed}\n{body['prompt']}"
     body |= _sampling(rng)
     body |= _form(rng, path)
     if rng.random() < 0.2:
@@ -134,7 +166,25 @@ def one_ask(seed: int, number: int, leaving: float, longest: int) -> Ask:
         body["speculation"] = {"mode": rng.choice(("tree", "static", "chain", "off"))}
     if rng.random() < 0.5:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return Ask(seed, number, path, body, _leaving(rng, body) if rng.random() < leaving else None)
+    return Ask(seed, number, path, body, _leaving(rng, body) if rng.random() < mix.leaving else None)
+
+
+def _wrong(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A request that cannot be answered, for one of many reasons."""
+    body: dict[str, Any] = {"model": MODEL, "prompt": "import os", "max_tokens": 4}
+    wrong = rng.choice(
+        (
+            {"max_tokens": -1},
+            {"temperature": "warm"},
+            {"prompt": "word " * 4000},
+            {"prompt": [5_000_000]},
+            {"logit_bias": {"9" * 9: 1}},
+            {"structured_outputs": {"regex": f"(unclosed{rng.randrange(10**6)}"}},
+            {"structured_outputs": {"json": {"$ref": f"#/nowhere/{rng.randrange(10**6)}"}}},
+            {"n": 100_000},
+        )
+    )
+    return COMPLETIONS, body | wrong
 
 
 def _chat(rng: random.Random) -> dict[str, Any]:
@@ -196,7 +246,7 @@ def _leaving(rng: random.Random, body: Mapping[str, Any]) -> Leaving:
 
 
 async def drive(
-    port: int, requests: Sequence[Ask], clients: int, on_end: Callable[[Seen], None] | None = None
+    port: int, requests: Iterable[Ask], clients: int, on_end: Callable[[Seen], None] | None = None
 ) -> list[Seen]:
     """Send all requests from so many clients at once, each of which asks one after another; what each one saw.
 
@@ -286,9 +336,9 @@ class _Client:
             seen.first_s = time.monotonic() - started
         if head.status != 200 or not ask.is_streamed:
             content = b"".join([part async for part in wire.parts()])
-            if head.status == 200:
+            if head.status == 200 and not ask.is_wrong:
                 _read_whole(json.loads(content), seen)
-            elif head.status not in (429, 503):
+            elif head.status not in (429, 503) and not (ask.is_wrong and head.status == 400):
                 seen.problem = f"status {head.status}: {content[:500]!r}"
             return head
         events = []

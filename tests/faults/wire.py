@@ -121,15 +121,6 @@ class Wire:
     def transport(self) -> asyncio.WriteTransport:
         return self._writer.transport
 
-    async def ended(self) -> bool:
-        """Wait until the server has closed the connection; what it still sent is lost."""
-        try:
-            while await self._reader.read(READ_BYTES):
-                pass
-        except ConnectionError:
-            pass
-        return True
-
     async def read_raw(self, count: int) -> bytes:
         return await self._reader.read(count)
 
@@ -137,6 +128,11 @@ class Wire:
         """Take nothing any more; the kernel's buffers fill."""
         assert isinstance(self.transport, asyncio.Transport)
         self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on, as far as somebody asks for it."""
+        assert isinstance(self.transport, asyncio.Transport)
+        self.transport.resume_reading()
 
     def leave(self, abruptly: bool = False) -> None:
         """Close the connection: with a goodbye, or by a reset, as a client that is killed behind a firewall."""
