@@ -29,6 +29,7 @@ __all__ = [
     "LogLevel",
     "Rendering",
     "SteadyStream",
+    "ToldCrash",
     "bind",
     "bound",
     "configure_logs",
@@ -219,6 +220,19 @@ def set_level(level: LogLevel) -> None:
     logging.getLogger().setLevel(max(number, logging.WARNING))
     # where it listens and when it ends is said in the banner, and told again to who looks for a fault
     logging.getLogger("uvicorn").setLevel(logging.INFO if number <= logging.DEBUG else max(number, logging.WARNING))
+
+
+class ToldCrash:
+    """Around all that a process does: an error that nobody expected ends it with a line of the log and status 1."""
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Tell of it; left to itself Python would print it raw."""
+        if isinstance(error, Exception):
+            logger.critical("the process ends by an error that nobody expected", exc_info=error)
+            raise SystemExit(1) from error
 
 
 class LevelSwitch:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from medusa_core.errors import DeviceFault, MedusaError, OutOfMemory, RequestError
-from server.logs import bound, configure_logs, set_level
+from server.logs import ToldCrash, bound, configure_logs, set_level
 from server.worker.lifeline import end_with_parent
 from server.worker.messages import (
     Cancel,
@@ -190,8 +190,9 @@ def run(connection: Connection, factory: str) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    try:
-        _Worker(connection).run(factory)
-    except (EOFError, ConnectionError):
-        # the server is gone, and nobody is left to answer
-        return
+    with ToldCrash():
+        try:
+            _Worker(connection).run(factory)
+        except (EOFError, ConnectionError):
+            # the server is gone, and nobody is left to answer
+            return

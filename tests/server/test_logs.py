@@ -242,6 +242,19 @@ def test_a_stricter_level_holds_for_libraries_too() -> None:
     assert [line["level"] for line in told] == ["error"] * 3
 
 
+def test_a_crash_is_a_line_of_the_log() -> None:
+    code = (
+        "from server.logs import ToldCrash, configure_logs\n"
+        "configure_logs('json', 'error', 'worker')\n"
+        "with ToldCrash(): raise ValueError('void')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    told = json.loads(ended.stderr)
+
+    assert ended.returncode == 1
+    assert (told["level"], told["process"], told["exception"][0]["exc_type"]) == ("critical", "worker", "ValueError")
+
+
 @pytest.mark.parametrize(("start", "levels"), [("info", ["debug", "info"]), ("debug", ["info", "debug"])])
 def test_the_switch_turns_debug_on_and_off(start: LogLevel, levels: list[LogLevel]) -> None:
     seen: list[LogLevel] = []
