@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -138,6 +139,12 @@ def _load(model: str, config: Any, arguments: dict[str, Any]) -> Any:
         raise ConfigurationError(f"the weights of {model!r} need a package that is not installed: {reason}") from error
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"the weights of {model!r} cannot be loaded: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"the weights of {model!r} are damaged: {error}; copy them again, the last copy may have been cut short"
+        ) from error
+    except torch.OutOfMemoryError:
+        raise  # nothing is wrong with the weights
     except RuntimeError as error:
         reason = " ".join(f"{error} {report.text}".split())
         raise CheckpointError(f"the weights of {model!r} cannot be loaded: {reason[:600]}") from error

@@ -138,7 +138,9 @@ class Settings(BaseSettings):
     delivery_ms: float = Field(
         0.25, ge=0, allow_inf_nan=False, description="on a CPU, what a step's delivery takes beside its computation"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of the worker; left out: all cores but one")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the worker; left out: all but one"
+    )
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
     max_connections: int = Field(512, ge=1, description="clients that may be connected at one time")

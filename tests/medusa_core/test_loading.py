@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_a_folder_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelNotFound, match="weights"):
         Engine.load(EngineConfig(model=model))
+
+
+@pytest.mark.parametrize("length", [5, 20_000])
+def test_weights_that_were_cut_short_are_refused(tmp_path: Path, length: int) -> None:
+    model = saved(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", length)
+
+    with pytest.raises(CheckpointError, match=r"damaged: .*copy them again"):
+        load_backbone(model, CPU, torch.float32, 64)
 
 
 @pytest.mark.parametrize("family", ["mamba", "rwkv", "falcon", "jamba", "qwen3_next", "deepseek_v3", "bloom"])

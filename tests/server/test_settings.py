@@ -37,6 +37,11 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
     assert load_settings({}).heads is None
 
 
+def test_a_worker_may_be_waited_for_without_end() -> None:
+    assert load_settings({"step_timeout_s": "none"}).step_timeout_s is None
+    assert load_settings({"step_timeout_s": "7.5"}).step_timeout_s == 7.5
+
+
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
@@ -56,6 +61,8 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
         ({"api_key": "sesame,,sezam"}, "--api-key"),
         ({"cors_origins": "http://localhost:3000/"}, "--cors-origins (MEDUSA_CORS_ORIGINS): 'http://localhost:3000/'"),
         ({"request_timeout_s": "0"}, "--request-timeout-s"),
+        ({"step_timeout_s": "1"}, "--step-timeout-s (MEDUSA_STEP_TIMEOUT_S): Input should be greater than"),
+        ({"threads": "100000000"}, "--threads (MEDUSA_THREADS): Input should be less than or equal to 1024"),
         ({"request_timeout_s": "inf"}, "--request-timeout-s"),
         ({"cors_origins": "localhost"}, "'localhost' is no origin"),
         ({"cors_origins": "https://A.example"}, "'https://A.example' is no origin"),
