@@ -37,6 +37,11 @@ PHASE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 # One worker per server; replicas are told apart by their scrape target.
 WORKER = "0"
 
+# How many plain steps the estimate of one remembers, and how many times as long as it a step may count: one that
+# stalled says nothing of the others.
+RECENT_STEPS = 64
+LONGEST_STALL = 16
+
 # The values of closed labels. A step's phases are none of them: where steps are recorded nobody can time them.
 MODES = ("tree", "static", "chain", "off")
 SOURCES = ("heads", "lookup", "recycling", "prediction", "grammar")
@@ -108,8 +113,14 @@ class ModelMetrics:
         self.cache_hit_tokens = counter("prompt_cache_hit_tokens", "prompt tokens found in the cache")
         self._model_name = model_name
         self._context = info.max_context
-        plain = Gauge("medusa_plain_step_seconds", "a step that decides one token", ["model_name"], registry=registry)
-        plain.labels(model_name).set(info.plain_step_s)
+        self._plain_step_s = info.plain_step_s
+        self._plain_step = Gauge(
+            "medusa_plain_step_seconds",
+            "a step that decides one token: as timed at the start, then as seen in traffic",
+            ["model_name"],
+            registry=registry,
+        ).labels(model_name)
+        self._plain_step.set(info.plain_step_s)
         self._cache_usage = Gauge(
             "medusa_kv_cache_usage_ratio", "rows of the cache in use, 0 to 1", ["model_name"], registry=registry
         ).labels(model_name)
@@ -137,6 +148,12 @@ class ModelMetrics:
         self._step_seconds = Counter(
             "medusa_decode_seconds", "time of the steps whose tokens were delivered", labels, registry=registry
         )
+        self._plain_seconds = Counter(
+            "medusa_plain_decode_seconds",
+            "what plain decoding would have taken for the tokens of these steps",
+            labels,
+            registry=registry,
+        )
         self._accepted_per_position = Counter(
             "medusa_spec_decode_num_accepted_tokens_per_pos",
             "draft tokens accepted at a depth, counted from 0",
@@ -155,6 +172,7 @@ class ModelMetrics:
         for mode in MODES:
             self._steps.labels(self._model_name, mode)
             self._step_seconds.labels(self._model_name, mode)
+            self._plain_seconds.labels(self._model_name, mode)
         for source in SOURCES:
             self.count_source(source, 0, 0)
         for head in range(1, info.num_heads + 1):
@@ -185,6 +203,7 @@ class ModelMetrics:
         done_as = mode if drafted > 0 else "off"
         self._steps.labels(self._model_name, done_as).inc()
         self._step_seconds.labels(self._model_name, done_as).inc(step.seconds)
+        self._plain_seconds.labels(self._model_name, done_as).inc(self._worth_s(step.seconds, emitted, drafted > 0))
         for phase, seconds in step.phases.items():
             self._phases.labels(self._model_name, phase).observe(seconds)
         for head, is_hit in enumerate(step.head_hits[:emitted], start=1):
@@ -203,6 +222,19 @@ class ModelMetrics:
         self.accepted_tokens.inc(accepted)
         for position in range(accepted):
             self._accepted_per_position.labels(self._model_name, str(position)).inc()
+
+    def _worth_s(self, seconds: float, emitted: int, is_drafted: bool) -> float:
+        """What a step's tokens would have taken one by one.
+
+        The start times a plain step behind a short prompt on an idle machine; those that traffic brings, where drafting
+        was not asked for or would not have paid, know of long prompts and of what else runs, so they are learnt from.
+        """
+        if not is_drafted:
+            known_s = self._plain_step_s if self._plain_step_s > 0 else seconds
+            self._plain_step_s = known_s + (min(seconds, LONGEST_STALL * known_s) - known_s) / RECENT_STEPS
+            self._plain_step.set(self._plain_step_s)
+        is_known = is_drafted and self._plain_step_s > 0
+        return emitted * self._plain_step_s if is_known else seconds
 
     def set_cache_rows(self, rows: int) -> None:
         """So many tokens of a sequence are in the cache, or about to be."""

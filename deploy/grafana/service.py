@@ -236,7 +236,7 @@ MACHINE = Row(
         ),
         Panel(
             "Plain step",
-            "A step that decides one token, timed at the start behind a short prompt: what time saved is measured by.",
+            "A step that decides one token, timed at the start, then as seen in traffic: the measure of time saved.",
             "s",
             (Query(f"medusa_plain_step_seconds{{{MODEL}}}", "{{instance}}"),),
             kind="figure",

@@ -134,7 +134,8 @@ medusa_e2e_request_latency_seconds medusa_prefill_time_seconds medusa_decode_tim
 medusa_generation_tokens_total medusa_prompt_cache_queries_total medusa_prompt_cache_hits_total
 medusa_prompt_cache_hit_tokens_total medusa_worker_up medusa_worker_last_heartbeat_seconds
 medusa_worker_restarts_total medusa_kv_cache_usage_ratio medusa_model_load_seconds medusa_device_memory_bytes
-medusa_decode_seconds_total medusa_worker_process_resident_memory_bytes medusa_worker_process_cpu_seconds_total
+medusa_decode_seconds_total medusa_plain_decode_seconds_total medusa_worker_process_resident_memory_bytes
+medusa_worker_process_cpu_seconds_total
 medusa_build_info process_resident_memory_bytes python_info
 """.split()
 
@@ -158,6 +159,7 @@ def test_closed_labels_begin_at_zero_so_that_the_first_event_is_a_rise() -> None
         "medusa_worker_restarts_total": "crash,0 hang,0 manual,0 oom,0",
         "medusa_decode_steps_total": "chain off static tree",
         "medusa_decode_seconds_total": "chain off static tree",
+        "medusa_plain_decode_seconds_total": "chain off static tree",
         "medusa_drafted_tokens_total": "grammar heads lookup prediction recycling",
         "medusa_accepted_tokens_total": "grammar heads lookup prediction recycling",
         "medusa_head_evaluated_total": "1 2 3 4",
@@ -199,6 +201,32 @@ def test_the_time_of_steps_is_told_as_they_are_delivered() -> None:
 
     assert found["medusa_decode_seconds_total", "chain"] == 0.25
     assert found["medusa_decode_seconds_total", "off"] == 0.5
+
+
+def test_a_tree_is_worth_its_tokens_at_a_plain_step_each_and_a_plain_step_what_it_took() -> None:
+    metrics = Metrics("demo", 4)
+    model = metrics.of_model(INFO)
+    model.count_step("tree", StepStats({"heads": 7}, ["heads"] * 2, [], 0.008, {}), emitted=3, gap_s=0.008)
+    model.count_step("tree", StepStats({}, [], [], 0.02, {}), emitted=1, gap_s=0.02)
+    found = samples(metrics)
+
+    assert found["medusa_plain_decode_seconds_total", "tree"] == 3 * INFO.plain_step_s
+    assert found["medusa_plain_decode_seconds_total", "off"] == 0.02
+
+
+def test_what_a_plain_step_takes_is_learnt_from_traffic_but_not_from_one_that_stalled() -> None:
+    metrics = Metrics("demo", 4)
+    model = metrics.of_model(INFO)
+
+    def plain_step(seconds: float) -> float:
+        model.count_step("off", StepStats({}, [], [], seconds, {}), emitted=1, gap_s=seconds)
+        return samples(metrics)["medusa_plain_step_seconds", ""]
+
+    assert INFO.plain_step_s == 0.005
+    assert plain_step(60.0) < 0.0065
+    for _ in range(500):
+        learnt = plain_step(0.010)
+    assert abs(learnt - 0.010) < 0.0001
 
 
 def test_the_workers_memory_is_told_while_there_is_a_worker() -> None:
