@@ -7,7 +7,7 @@ Nothing of prompt or answer is an attribute, stop strings neither.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 
 from opentelemetry.context import Context
@@ -84,11 +84,13 @@ def _described(generated: Generated) -> dict[str, Value]:
 class OtelSpan:
     """See RequestSpan."""
 
-    def __init__(self, tracer: Tracer, operation: str, headers: Mapping[str, str], exchange: Exchange) -> None:
+    def __init__(
+        self, tracer: Tracer, operation: str, headers: Mapping[str, str], exchange: Exchange, clock: Callable[[], int]
+    ) -> None:
         self._tracer = tracer
         self._operation = operation
         # once for all times of a request: a clock that is set meanwhile makes no span end before it began
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self._epoch_ns = clock() - time.monotonic_ns()
         attributes: dict[str, Value] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
@@ -141,9 +143,11 @@ class OtelTracing:
     """See Tracing; spans wait in a bounded queue and leave in a thread of the SDK's own.
 
     endpoint: base URL of the collector; None leaves it, as all else, to OpenTelemetry's variables.
+    clock:    Unix time in nanoseconds.
     """
 
-    def __init__(self, endpoint: str | None) -> None:
+    def __init__(self, endpoint: str | None, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
         resource = Resource.create({SERVICE_VERSION: metadata.version("medusa-server")})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "medusa-server"}))
@@ -158,7 +162,7 @@ class OtelTracing:
 
     def start(self, operation: str, headers: Mapping[str, str], exchange: Exchange) -> OtelSpan:
         """See Tracing.start."""
-        return OtelSpan(self._tracer, operation, headers, exchange)
+        return OtelSpan(self._tracer, operation, headers, exchange, self._clock)
 
     def shutdown(self) -> None:
         """See Tracing.shutdown; the SDK itself would wait half a minute for a collector that hangs."""

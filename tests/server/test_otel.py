@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -213,6 +214,23 @@ def test_the_ids_of_a_span_are_those_that_arrive() -> None:
     (arrived,) = [found for found in collector.spans if found.name == "chat m"]
 
     assert span.ids == {"trace_id": arrived.trace_id.hex(), "span_id": arrived.span_id.hex()}
+
+
+def test_a_clock_that_is_set_in_the_middle_of_a_request_turns_no_span_round() -> None:
+    now, days = int(time.time() * 1e9), iter((0, -86400, 86400))
+    with collecting() as collector:
+        tracing = OtelTracing(collector.url, clock=lambda: now + next(days) * 10**9)
+        for number in range(3):
+            exchange = Exchange(str(number), time.monotonic())
+            exchange.tell = partial(generated, exchange.arrived, exchange.arrived)
+            tracing.start("chat", {}, exchange).end(exchange, CHAT, 200)
+        tracing.shutdown()
+    spans = collector.spans
+
+    assert len([span for span in spans if span.name == "chat m"]) == 3
+    assert all(
+        span.start_time_unix_nano <= span.end_time_unix_nano for span in spans if span.name in ("chat m", "prefill")
+    )
 
 
 @pytest.mark.parametrize("is_hanging", [False, True])
