@@ -50,14 +50,18 @@ class Buildah:
 
     work: Path
 
-    def __call__(self, *words: str | Path) -> str:
+    def __call__(self, *words: str | Path, **options: Any) -> str:
         """What a command of it prints."""
         storage = ["--storage-driver", "overlay", "--root", self.work / "storage", "--runroot", self.work / "run"]
-        return run("buildah", *storage, *words)
+        return run("buildah", *storage, *words, **options)
 
     def has(self, image: str) -> bool:
         """Whether an image is there."""
         return image in {name for found in json.loads(self("images", "--json")) for name in found.get("names") or ()}
+
+    def release(self) -> None:
+        """Take off what it mounts on its folder, so that the folder can be removed."""
+        subprocess.run(["umount", str(self.work / "storage" / "overlay")], capture_output=True, check=False)
 
 
 def make_base(buildah: Buildah) -> None:
@@ -95,18 +99,27 @@ def build(buildah: Buildah) -> None:
     """The image as its Dockerfile has it, with torch for a CPU where pip finds such a build."""
     settings = pip_settings()
     secret = buildah.work / "pip.conf"
+    # it may name passwords, and is there for the build alone
+    secret.touch(mode=0o600)
     secret.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n")
     mounts = [word for place in sorted(local_places(settings)) for word in ("--volume", f"{place}:{place}:ro")]
     options = ["--format", "docker", "--pull-never", "--isolation", "chroot", "--layers", "--tag", IMAGE]
     arguments = ["--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", "TORCH_BUILD=+cpu"]
     given = [*options, *arguments, "--secret", f"id=pip.conf,src={secret}", *mounts]
-    log = buildah("bud", *given, "--file", ROOT / "docker" / "Dockerfile", ROOT)
-    (buildah.work / "build.log").write_text(log)
+    log = buildah.work / "build.log"
+    with log.open("w") as told:
+        try:
+            buildah("bud", *given, "--file", ROOT / "docker" / "Dockerfile", ROOT, stderr=told)
+        except subprocess.CalledProcessError:
+            raise SystemExit(f"the image cannot be built; {log} ends with\n{log.read_text()[-2000:]}") from None
+        finally:
+            secret.unlink()
 
 
 def check_description(buildah: Buildah) -> dict[str, Any]:
     """What the image says of itself: who runs what, how it is stopped and asked how it is."""
-    config: dict[str, Any] = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
+    found = json.loads(buildah("inspect", "--type", "image", IMAGE))
+    config: dict[str, Any] = found["Docker"]["config"]
     assert config["User"] == f"{UID}:{UID}", config["User"]
     assert config["Entrypoint"] == ["medusa"] and config["Cmd"] == ["serve"], config
     assert config["StopSignal"] == "SIGTERM", config
@@ -115,6 +128,8 @@ def check_description(buildah: Buildah) -> dict[str, Any]:
     told = json.dumps(config)
     assert not [word for value in pip_settings().values() for word in value.split() if "/" in word and word in told]
     say("USER, ENTRYPOINT, CMD, STOPSIGNAL, VOLUME, EXPOSE, HEALTHCHECK; nothing of this machine's pip")
+    sizes = [round(layer["size"] / 1e6) for layer in json.loads(found["Manifest"])["layers"]]
+    say(f"{sum(sizes)} MB: the base, the compiler and the environment take", *sizes)
     return config
 
 
@@ -265,20 +280,20 @@ def main() -> None:
         raise SystemExit(f"this needs root, and of Debian's packages {', '.join(missing) or 'nothing more'}")
     chosen.work.mkdir(parents=True, exist_ok=True)
     buildah = Buildah(chosen.work.resolve())
-    if not chosen.built:
-        began = time.monotonic()
-        make_base(buildah)
-        build(buildah)
-        say("built in", round(time.monotonic() - began), "s")
-    config = check_description(buildah)
-    manifest = json.loads(json.loads(buildah("inspect", "--type", "image", IMAGE))["Manifest"])
-    sizes = [round(layer["size"] / 1e6) for layer in manifest["layers"]]
-    say(f"{sum(sizes)} MB: the base, the compiler and the environment take", *sizes)
-    with running(buildah, config, chosen.port) as container:
-        wait_until_healthy(container, config["Healthcheck"]["Test"][1:])
-        check_answer(container)
-        check_surroundings(container)
-        check_end(container)
+    try:
+        if not chosen.built:
+            began = time.monotonic()
+            make_base(buildah)
+            build(buildah)
+            say("built in", round(time.monotonic() - began), "s")
+        config = check_description(buildah)
+        with running(buildah, config, chosen.port) as container:
+            wait_until_healthy(container, config["Healthcheck"]["Test"][1:])
+            check_answer(container)
+            check_surroundings(container)
+            check_end(container)
+    finally:
+        buildah.release()
 
 
 if __name__ == "__main__":
