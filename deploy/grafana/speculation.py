@@ -163,7 +163,7 @@ SPECULATION = Row(
             "Share of a step that plain decoding would not need; empty where steps are recorded and not timed inside.",
             "percentunit",
             (Query(f"{DRAFTING} / ({summed('medusa_step_seconds_sum')} > 0)", "draft and accept"),),
-            thresholds=((None, "green"), (0.2, "yellow"), (0.35, "red")),
+            thresholds=((None, "green"), (0.3, "yellow"), (0.45, "red")),
         ),
         Panel(
             "Parts of a step",
