@@ -13,7 +13,7 @@ import torch
 
 from medusa_core.adapters import find_adapter
 from medusa_core.attending import attend_by_length
-from medusa_core.backbone import Backbone
+from medusa_core.backbone import Backbone, TransformersBackbone
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, Place, choose_nodes
 from medusa_core.checkpoints import find_heads, heads_location, load_heads, locate_heads
 from medusa_core.config import EngineConfig, model_location
@@ -66,6 +66,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
         backbone.fuse(max_context, config.compile)
     if config.attention == "device_length":
         attend_by_length(backbone)
+    if config.compile_steps:
+        _compile_steps(backbone, config)
     progress("loading the heads", 0.8)
     # what the repository of a hub id holds is known once the model was fetched
     source = source if source is not None else find_heads(location)
@@ -75,7 +77,8 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     if heads is not None:
         if config.draft_vocabulary is not None:
             heads = heads.drafting_only(_drafted(config.draft_vocabulary, backbone, generation.eos_token_id))
-        heads.choose_lm_head_kernel(backbone.kernels.multiply_by_int8)
+        if config.int8_heads == "on" or (config.int8_heads == "auto" and device.type == "cpu"):
+            heads.choose_lm_head_kernel(backbone.kernels.multiply_by_int8)
         if config.fuse:
             heads.join_blocks(backbone.kernels.multiply_by)
     else:
@@ -125,6 +128,14 @@ def assemble(config: EngineConfig, progress: Callable[[str, float], None], calib
     if heads is not None:
         drafters = StaticTrees(heads, temperatures, calibration, info.most_nodes, config.tree == "static", drafters)
     return Parts(backbone, heads, drafters, info, Memory(backbone.vocab_size, device, config.recycling))
+
+
+def _compile_steps(backbone: TransformersBackbone, config: EngineConfig) -> None:
+    """Only recorded steps have few shapes: an ordinary one's rows grow by 64 at a time."""
+    if backbone.device.type == "cuda" and config.runner != "eager":
+        backbone.compile_steps("inductor")
+    else:
+        _log.warning("steps are not compiled: only recorded ones are, on CUDA and without runner eager")
 
 
 def _drafted(count: int, backbone: Backbone, eos: int | list[int] | None) -> torch.Tensor:

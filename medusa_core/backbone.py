@@ -4,7 +4,7 @@ No modelling code is copied: transformers takes our attention function, mask, po
 does to its logits (scaling, soft cap) is done by the model itself. reference: DESIGN section 4.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from medusa_core.errors import UnsupportedModel
-from medusa_core.fusion import Kernels, Mask, Pass, PrefixMask, TorchKernels, Trial, choose_kernels, fuse
+from medusa_core.fusion import CompiledPass, Kernels, Mask, Pass, PrefixMask, TorchKernels, Trial, choose_kernels, fuse
 from medusa_core.kv_cache import KVCache
 from medusa_core.quantization import dense_weight
 from medusa_core.tree import CandidateTree
@@ -174,6 +174,8 @@ class TransformersBackbone:
         self._compute: Pass = self._own_pass
         self.kernels: Kernels = TorchKernels(self._attention)
         self.positions = self.max_positions
+        # whether something else than the model's own modelling code computes its passes
+        self.is_fused = False
         self.has_buckets = True  # attending.py may turn it off
         self._check()
 
@@ -213,7 +215,15 @@ class TransformersBackbone:
         trial = Trial(self._own_pass, self.new_cache, self._additive, self.vocab_size)
         self.kernels = choose_kernels(self.device, self.dtype, self._attention, compiled)
         self._compute = fuse(self.model, self._windows.keys(), positions, self.kernels, trial)
+        self.is_fused = self._compute != self._own_pass
         self.positions = positions if self.is_fused else self.max_positions
+
+    def compile_steps(self, backend: str | Callable[..., Any]) -> None:
+        """Compile passes over trees from now on, each number of nodes and rows where it is first needed.
+
+        Only for whoever records passes and replays them; see medusa_core.fusion.CompiledPass, and there for `backend`.
+        """
+        self._compute = CompiledPass(self._compute, backend)
 
     @property
     def why_not_by_length(self) -> str | None:
@@ -228,15 +238,11 @@ class TransformersBackbone:
         return None
 
     @property
-    def is_fused(self) -> bool:
-        """Whether something else than the model's own modelling code computes its passes."""
-        return self._compute != self._own_pass
-
-    @property
     def kernels_label(self) -> str:
         """What computes passes, and what else asks for kernels: seconds are comparable where this agrees."""
         by_length = "" if self.has_buckets else ", by length"
-        return f"{'fused' if self.is_fused else 'own code'}, {self.kernels.label}{by_length}"
+        compiled = ", inductor" if isinstance(self._compute, CompiledPass) else ""
+        return f"{'fused' if self.is_fused else 'own code'}, {self.kernels.label}{by_length}{compiled}"
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
         return tree_attention(self.model, query, key, value, mask, scaling)[0]

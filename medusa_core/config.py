@@ -12,6 +12,7 @@ __all__ = [
     "AttentionName",
     "EngineConfig",
     "HeadsConfig",
+    "Int8Heads",
     "Quantization",
     "RunnerName",
     "SpeculationMode",
@@ -29,6 +30,7 @@ AcceptanceName = Literal["exact", "typical"]
 Quantization = Literal["none", "int8", "int4", "fp8", "bnb8", "bnb4"]
 RunnerName = Literal["auto", "eager", "cuda_graph"]
 AttentionName = Literal["auto", "bucketed", "device_length"]
+Int8Heads = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class EngineConfig:
                        `auto` records on CUDA.
     attention:         `bucketed` reads all rows of a bucket under a mask, `device_length` as many as there are, where a
                        trial at load shows the same results; `auto` does so where steps are then faster, too.
+    compile_steps:     whether passes over trees are compiled by torch's inductor before they are recorded, which takes
+                       a while for each size; where it cannot, they are recorded as they are.
+    int8_heads:        `on` holds the LM heads of the draft heads in int8 as well, and drafts with those where that is
+                       faster; `auto` does so on a CPU alone.
     record_prompts:    whether prompts are computed in a few recorded lengths, filled up, where steps are recorded.
     delivery_ms:       what each step takes beside its computation until its tokens are on their way, where a process on
                        the same cores sends them; `auto` counts it as part of every step, on a CPU.
@@ -91,6 +97,8 @@ class EngineConfig:
     compile: bool = True
     runner: RunnerName = "auto"
     attention: AttentionName = "bucketed"
+    compile_steps: bool = False
+    int8_heads: Int8Heads = "auto"
     record_prompts: bool = False
     delivery_ms: float = 0.0
     self_test: bool = True
@@ -108,7 +116,8 @@ class EngineConfig:
             raise ConfigurationError("max_context is 1, it must hold a token of the prompt and one of the answer: 2")
         if self.tree_nodes is not None and self.tree_nodes > _MAX_TREE_NODES:
             raise ConfigurationError(f"tree_nodes is {self.tree_nodes}, it must be at most {_MAX_TREE_NODES}")
-        for name, kinds in (("tree", TreeKind), ("runner", RunnerName), ("attention", AttentionName)):
+        choices = {"tree": TreeKind, "runner": RunnerName, "attention": AttentionName, "int8_heads": Int8Heads}
+        for name, kinds in choices.items():
             if getattr(self, name) not in get_args(kinds):
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}, it must be {' or '.join(get_args(kinds))}"

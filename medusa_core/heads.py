@@ -4,6 +4,7 @@ Knows nothing of trees, caches or text. Head k (1..K) reads the base model's las
 norm) at position t and predicts token t + k + 1; the base LM head itself predicts t + 1.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from medusa_core.config import HeadsConfig
 from medusa_core.errors import HeadsMismatch
 
-__all__ = ["DraftHeads"]
+__all__ = ["DraftHeads", "TorchInt8"]
+
+_log = logging.getLogger(__name__)
 
 # A product with one weight [out, in]: rows [R, in] and what is added to each, [out], give [R, out].
 Multiply = Callable[[Tensor, Tensor], Tensor]
@@ -172,16 +175,27 @@ class DraftHeads(nn.Module):
     def quantize_lm_heads(self, multiply_by: MultiplyByInt8 | None = None) -> bool:
         """Draft with int8 copies of the LM heads from here on; False, and no change, where torch has no such kernel.
 
-        Only for a CPU, where reading the LM heads dominates drafting. Heads propose and cannot change the output, so
-        what rounding does to them costs acceptance at most.
+        Reading the LM heads dominates drafting. Heads propose and cannot change the output, so what rounding does to
+        them costs acceptance at most.
 
         multiply_by: makes the product with a weight [V, H] int8 and scales [V]; without one, or where it makes none,
                      torch's is taken.
         """
         weights = self.lm_head if self.lm_head is not None else self._base_lm_head()[None]
-        if weights.device.type != "cpu" or not hasattr(torch, "_weight_int8pack_mm"):
+        if not hasattr(torch, "_weight_int8pack_mm"):
             return False
-        self._int8 = _Int8LmHeads(weights.detach(), multiply_by)
+        found, row = (
+            _Int8LmHeads(weights.detach(), multiply_by),
+            weights.new_zeros(self.config.num_heads, 1, weights.shape[2]),
+        )
+        try:
+            found(row)
+        except (NotImplementedError, RuntimeError) as reason:
+            _log.info(
+                "LM heads stay as they are, int8 ones are not computed here: %s", " ".join(str(reason).split())[:200]
+            )
+            return False
+        self._int8 = found
         return True
 
     @torch.inference_mode()
@@ -246,6 +260,8 @@ def _seconds(heads: DraftHeads, row: Tensor) -> float:
     for _ in range(7):
         started = time.perf_counter()
         heads(row)
+        if row.device.type == "cuda":
+            torch.cuda.synchronize(row.device)
         taken.append(time.perf_counter() - started)
     return min(taken)
 
@@ -255,13 +271,14 @@ class _Int8LmHeads:
 
     def __init__(self, weights: Tensor, multiply_by: MultiplyByInt8 | None) -> None:
         """Weights [G, V, H]: one for each head, or a single one for all."""
-        scales = weights.abs().amax(dim=2).clamp(min=torch.finfo(weights.dtype).tiny) / 127  # [G, V]
-        # in place: on large vocabularies one copy in the compute dtype is gigabytes
-        rounded = (weights / scales[..., None]).round_().to(torch.int8)
         self._products: list[Callable[[Tensor], Tensor]] = []
-        for weight, scale in zip(rounded, scales, strict=True):
-            made = multiply_by(weight, scale) if multiply_by is not None else None
-            self._products.append(made if made is not None else _TorchInt8(weight, scale.bfloat16()))
+        dtype = torch.bfloat16 if weights.device.type == "cpu" else torch.float32
+        for weight in weights:
+            scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny) / 127  # [V]
+            # in place and one by one: on large vocabularies a copy in the compute dtype is a gigabyte
+            rounded = (weight / scale[:, None]).round_().to(torch.int8)
+            made = multiply_by(rounded, scale) if multiply_by is not None else None
+            self._products.append(made if made is not None else TorchInt8(rounded, scale.to(dtype)))
 
     def __call__(self, states: Tensor) -> Tensor:
         """Map states [K, R, H] to logits [K, R, V] float32."""
@@ -271,15 +288,16 @@ class _Int8LmHeads:
 
 
 @dataclass(frozen=True)
-class _TorchInt8:
-    """torch's product with int8 weights [V, H] and scales [V].
+class TorchInt8:
+    """torch's product with int8 weights [V, H] and scales [V]: rows [R, H] to [R, V].
 
-    The hidden states stay bfloat16: int8 ones overflow on processors without int8 dot products, which add pairs of
-    products in 16 bits.
+    The hidden states take the scales' dtype. On a CPU that is bfloat16: int8 ones overflow on processors without int8
+    dot products, which add pairs of products in 16 bits. The kernel on CUDA computes in float32.
     """
 
     weight: Tensor
     scales: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scales)
+        """Rows [R, H] to [R, V], in the scales' dtype."""
+        return torch._weight_int8pack_mm(rows.to(self.scales.dtype), self.weight, self.scales)

@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from medusa_core.config import Quantization, RunnerName
+from medusa_core.config import AttentionName, Int8Heads, Quantization, RunnerName
 from medusa_core.errors import ConfigurationError
 from server.logs import LogFormat, LogLevel
 
@@ -134,6 +134,16 @@ class Settings(BaseSettings):
     adapter: bool = Field(True, description="merge the adapter that stands beside the heads, if one does")
     runner: RunnerName = Field(
         "auto", description="auto, eager or cuda_graph: on CUDA a step is recorded once and replayed, unless eager"
+    )
+    attention: AttentionName = Field(
+        "bucketed", description="how the cache is read: bucketed, device_length, or auto: the faster of the two"
+    )
+    record_prompts: bool = Field(
+        False, description="where steps are recorded, also compute prompts in a few recorded lengths"
+    )
+    compile_steps: bool = Field(False, description="where steps are recorded, let inductor compile them first")
+    int8_heads: Int8Heads = Field(
+        "auto", description="draft with int8 LM heads where that is faster: on, off, or auto: tried on a CPU only"
     )
     delivery_ms: float = Field(
         0.25, ge=0, allow_inf_nan=False, description="on a CPU, what a step's delivery takes beside its computation"

@@ -32,6 +32,10 @@ class _CoreEngine:
             quantize=load.quantize,
             adapter=load.adapter,
             runner=load.runner,
+            attention=load.attention,
+            record_prompts=load.record_prompts,
+            compile_steps=load.compile_steps,
+            int8_heads=load.int8_heads,
             delivery_ms=load.delivery_ms,
         )
         self._engine = Engine.load(config, progress)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from medusa_core.config import Quantization, RunnerName
+from medusa_core.config import AttentionName, Int8Heads, Quantization, RunnerName
 from server.logs import LogLevel, Rendering
 
 __all__ = [
@@ -98,6 +98,10 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     quantize: Quantization
     adapter: bool
     runner: RunnerName
+    attention: AttentionName
+    record_prompts: bool
+    compile_steps: bool
+    int8_heads: Int8Heads
     delivery_ms: float
     log_level: LogLevel
     log_format: Rendering

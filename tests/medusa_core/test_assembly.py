@@ -171,3 +171,22 @@ def test_heads_may_be_held_to_the_most_frequent_tokens_and_the_end(tmp_path: Pat
     drafted = max(sum(delta.step.drafted.values()) for delta in found if delta.step is not None)
     assert [token for delta in found for token in delta.tokens] == run(whole, PROMPT, max_tokens=30, ignore_eos=True)
     assert drafted < 15, "three heads with two tokens each have no more paths"
+
+
+def test_steps_are_compiled_only_where_they_are_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = calibrated_folder(tmp_path)
+    engine = Engine.load(EngineConfig(str(folder), device="cpu", compile_steps=True, self_test=False))
+
+    assert "steps are not compiled" in caplog.text
+    assert "inductor" not in str(engine.info.place.kernels)
+
+
+@pytest.mark.parametrize("int8_heads", ["on", "off"])
+def test_heads_in_int8_or_not_change_no_token(tmp_path: Path, int8_heads: Any) -> None:
+    folder = calibrated_folder(tmp_path)
+    plain, own = (
+        Engine.load(EngineConfig(str(folder), device="cpu", self_test=False, tree_nodes=nodes, int8_heads=int8_heads))
+        for nodes in (1, 8)
+    )
+
+    assert run(own, [3, 4, 5], max_tokens=12) == run(plain, [3, 4, 5], max_tokens=12)

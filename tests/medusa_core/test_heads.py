@@ -1,9 +1,13 @@
+import logging
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from medusa_core.config import HeadsConfig
 from medusa_core.errors import ConfigurationError, HeadsMismatch
-from medusa_core.heads import DraftHeads
+from medusa_core.heads import DraftHeads, TorchInt8
 from tests.cast import random_heads
 
 
@@ -90,6 +94,43 @@ def test_the_fastest_of_three_kernels_is_kept(fastest: str) -> None:
     )
 
     assert torch.equal(heads(row), made[fastest](row))
+
+
+def test_int8_lm_heads_whose_product_does_not_run_here_leave_the_heads_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+        def product(rows: Tensor) -> Tensor:
+            raise NotImplementedError("no kernel for this device")
+
+        return product
+
+    caplog.set_level(logging.INFO, "medusa_core")
+    heads = random_heads(base(200, 64), 3, shared=False)
+    row = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    exact = heads(row)
+
+    assert not heads.quantize_lm_heads(failing)
+    assert torch.equal(heads(row), exact)
+    assert "no kernel for this device" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_int8_lm_heads_in_the_dtype_of_either_device_agree_on_the_best_candidates(dtype: torch.dtype) -> None:
+    weight = torch.randn(400, 64, generator=torch.Generator().manual_seed(1))
+    rows = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+    scales = weight.abs().amax(dim=1) / 127
+    rounded = (weight / scales[:, None]).round().to(torch.int8)
+    found = TorchInt8(rounded, scales.to(dtype))(rows).float().topk(8).indices
+    reference = (rows @ (rounded.float() * scales[:, None]).T).topk(8).indices
+    exact = (rows @ weight.T).topk(8).indices
+
+    def shared(one: Tensor, other: Tensor) -> float:
+        return float((one[:, :, None] == other[:, None]).any(dim=2).float().mean())
+
+    assert shared(found, reference) >= (0.99 if dtype == torch.float32 else 0.95)
+    assert shared(found, exact) >= 0.9
+    assert float((found[:, 0] == exact[:, 0]).float().mean()) >= 0.9
 
 
 def test_an_lm_head_of_another_shape_is_refused() -> None:

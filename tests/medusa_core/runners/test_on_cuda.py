@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from medusa_core.attending import attend_by_length
 from medusa_core.backbone import TransformersBackbone
 from medusa_core.config import EngineConfig, SpeculationParams
 from medusa_core.constraints import Grammar
+from medusa_core.decoding import OrdinaryPrompts, prefill
 from medusa_core.drafters import Asked, Drafter, DrafterSource, MedusaDrafter, RootOnly
 from medusa_core.engine import Engine
 from medusa_core.generation import GenerationRequest
@@ -17,7 +19,7 @@ from medusa_core.runners.capture import CudaLauncher
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import TreeTopology
 from tests.cast import GREEDY, random_heads, tiny_model
-from tests.medusa_core.runners.cast import PROMPT, steps_of, tokens_of
+from tests.medusa_core.runners.cast import PROMPT, never, steps_of, tokens_of
 from tests.medusa_core.runners.samplings import SAMPLINGS
 from tests.tiny_tokenizers import grammar_vocabulary
 
@@ -138,3 +140,57 @@ def test_the_demo_model_answers_the_same_when_replayed(dtype: str) -> None:
     assert len(answers[1]) == 200
     if dtype == "float32":  # rounded to few bits, near-ties may fall either way
         assert answers[1] == answers[0]
+
+
+def fused_backbone(dtype: torch.dtype) -> TransformersBackbone:
+    backbone = TransformersBackbone(tiny_model("llama", head_dim=16).to(CUDA, dtype))
+    backbone.fuse(256, compiled=False)
+    return backbone
+
+
+def test_attention_by_length_runs_on_this_device_and_its_steps_are_replayed() -> None:
+    backbone = fused_backbone(torch.bfloat16)
+    drafters = drafters_of(backbone, 8)
+    assert attend_by_length(backbone)
+    eager, replayed = both(backbone, drafters, 60)
+
+    assert tokens_of(replayed) == tokens_of(eager)
+
+
+def test_steps_that_are_compiled_before_they_are_recorded_answer_the_same() -> None:
+    backbone = fused_backbone(torch.float32)
+    drafters = drafters_of(backbone, 8)
+    eager, _ = both(backbone, drafters, 40)
+    backbone.compile_steps("inductor")
+    cache = backbone.new_cache(512)
+    replayed = steps_of(GraphRunner(backbone, cache, CudaLauncher(CUDA)), backbone, cache, drafters, 40)
+
+    assert tokens_of(replayed) == tokens_of(eager)
+
+
+def test_prompts_in_recorded_passes_are_what_ordinary_ones_make_of_them() -> None:
+    backbone = fused_backbone(torch.float32)
+    cache, other = backbone.new_cache(256), backbone.new_cache(256)
+    ordinary = OrdinaryPrompts(backbone, other)
+    recorded = GraphRunner(backbone, cache, CudaLauncher(CUDA)).prompts((8, 32))
+    for length in (5, 30, 8, 31, 7, 6, 32, 5, 40, 33):
+        prompt = [3 + place % 50 for place in range(length)]
+        cache.keep(0)
+        other.keep(0)
+        ours = prefill(recorded, cache, prompt, 32, never, None)
+        theirs = prefill(ordinary, other, prompt, 32, never, None)
+        assert ours is not None and theirs is not None
+
+        torch.testing.assert_close(ours.last.logits, theirs.last.logits, atol=1e-3, rtol=1e-3)
+
+
+def test_int8_lm_heads_draft_nearly_the_same() -> None:
+    heads = random_heads(
+        torch.randn(400, 64, device=CUDA, generator=torch.Generator(CUDA).manual_seed(1)), shared=False
+    )
+    rows = torch.randn(5, 64, device=CUDA, generator=torch.Generator(CUDA).manual_seed(2))
+    exact = heads(rows)
+    if not heads.quantize_lm_heads():
+        pytest.skip("this torch has no product of int8 weights on CUDA")
+
+    assert float((heads(rows) - exact).abs().max()) < 0.03 * float(exact.abs().max())
