@@ -269,7 +269,7 @@ def test_a_connection_without_a_request_is_closed_without_an_answer(served: Serv
 
 def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(served: Served) -> None:
     with served.connect() as client:
-        for _ in range(3):
+        for _ in range(2):
             client.sendall(GET)
             assert read_one(client).startswith(b"HTTP/1.1 200 ")
             time.sleep(HEADER_S * 1.5)  # idle, which is not half a header
