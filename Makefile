@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/bin
 CLIENTS_STAMP := .venv-clients/.installed
+RAY := .venv-ray/bin
+RAY_STAMP := .venv-ray/.installed
 NODE_CLIENTS := .work/clients/node
 NODE_STAMP := $(NODE_CLIENTS)/.installed
 
@@ -45,6 +47,15 @@ image-tools:
 		{ apt-get update -qq && \
 		apt-get install -qq -y --no-install-recommends buildah crun debootstrap > /dev/null; }
 
+test-ray: $(RAY_STAMP)  ## replicas under Ray Serve: both serve, stream, are killed, grow and end
+	OMP_NUM_THREADS=1 $(RAY)/pytest tests/ray
+
+# Ray brings a hundred packages and two HTTP servers that nothing else needs.
+$(RAY_STAMP): pyproject.toml constraints-ray.txt
+	test -x $(RAY)/python || $(PYTHON) -m venv .venv-ray
+	$(RAY)/pip install --quiet --disable-pip-version-check -c constraints-ray.txt -e ".[ray]" httpx pytest pytest-timeout
+	touch $@
+
 test-clients: setup $(CLIENTS_STAMP) $(NODE_STAMP)  ## what clients make of the server, each as its users call it
 	$(CLIENTS)/pytest tests/clients
 
@@ -82,4 +93,4 @@ demo: setup  ## train the demo model anew, from the standard library to the head
 	$(BIN)/python -m medusa_core.demo.build --work .work/demo
 
 clean:  ## caches, build output and the virtual environment
-	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-clients .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -57,7 +57,7 @@ LAYERS: dict[str, list[set[str]]] = {
         },
         {"otel"},
         {"exchange"},
-        {"conversations", "merged_metrics"},
+        {"conversations", "merged_metrics", "relayed"},
         {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
         {"logs", "open_files"},
     ],

@@ -1,0 +1,90 @@
+"""Processes that are killed; in a file of its own, since what is killed comes back under another id."""
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from tests.ray.cluster import Cluster, cluster, wait_for
+
+ONE_MORE = "--min-replicas", "1", "--max-replicas", "2", "--fronts", "1", "--upscale-delay-s", "1"
+
+
+def both_serve(two: Cluster) -> bool:
+    answer = httpx.get(f"{two.url}/metrics", timeout=60)
+    return answer.status_code == 200 and two.samples("medusa_worker_up") == {"0": 1.0, "1": 1.0}
+
+
+def test_a_killed_replica_loses_no_later_request_and_comes_back(two: Cluster) -> None:
+    wait_for("two replicas", lambda: len(two.replicas()) == 2)
+    killed, kept = two.replicas()
+    orphan = two.worker_of(killed)
+
+    os.kill(killed, signal.SIGKILL)
+    one_by_one = [two.chat("Hi", {"x-session-id": f"later-{number}"}) for number in range(30)]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda number: two.chat("Hi", {"x-session-id": f"at-once-{number}"}), range(30)))
+
+    assert [answer.status_code for answer in one_by_one + at_once] == [200] * 60
+    wait_for("the orphan gone", lambda: not Path(f"/proc/{orphan}").exists())
+    wait_for("two replicas again", lambda: len(two.replicas()) == 2 and both_serve(two))
+    assert kept in two.replicas()
+    assert killed not in two.replicas()
+
+
+def test_a_stream_of_a_killed_replica_ends_with_an_error(two: Cluster) -> None:
+    wait_for("two replicas", lambda: both_serve(two))
+    with two.stream("everything") as events:
+        next(events)
+        for replica in two.replicas():
+            os.kill(replica, signal.SIGKILL)
+        *_, last, end = events
+
+    assert json.loads(last)["error"]["code"] == "worker_died"
+    assert end == "[DONE]"
+    # nobody is left, and the next one waits until somebody is back
+    assert two.chat("Hi").status_code == 200
+    wait_for("two replicas again", lambda: len(two.replicas()) == 2 and both_serve(two))
+
+
+def test_a_killed_front_loses_no_later_request(two: Cluster) -> None:
+    front = min(two.processes("ray::ServeReplica:medusa:Front"))
+
+    os.kill(front, signal.SIGKILL)
+
+    assert [two.chat("Hi").status_code for _ in range(20)] == [200] * 20
+
+
+def test_replicas_follow_the_queue_and_the_end_waits_for_what_runs(tmp_path: Path) -> None:
+    with cluster(tmp_path, *ONE_MORE) as growing:
+        assert len(growing.replicas()) == 1
+
+        def ask(number: int) -> int:
+            asked = 0
+            while len(growing.samples("medusa_worker_up")) < 2 and asked < 500:
+                assert growing.chat("Hi", {"x-session-id": f"{number}"}, max_tokens=100).status_code == 200
+                asked += 1
+            return asked
+
+        with ThreadPoolExecutor(4) as pool:
+            asked = list(pool.map(ask, range(4)))
+        assert len(growing.replicas()) == 2, asked
+        assert both_serve(growing)
+
+        with growing.stream("the last one") as events:
+            first = next(events)
+            growing.process.send_signal(signal.SIGTERM)
+            wait_for("refused", lambda: growing.chat("too late").status_code == 503)
+            ready = httpx.get(f"{growing.url}/ready", timeout=30)
+            rest = [*events]
+
+        assert ready.status_code == 503
+        assert ready.json()["error"]["message"] == "the server is shutting down"
+
+        assert "error" not in json.loads(first)
+        assert rest[-1] == "[DONE]"
+        assert "finish_reason" in rest[-2]
+        assert not any('"error"' in event for event in rest)
