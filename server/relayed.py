@@ -12,9 +12,10 @@ __all__ = ["plain_scope", "relayed_answer", "whole_response"]
 logger = logging.getLogger("medusa.relayed")
 
 # What describes the request; the rest of a scope are objects of the process that received it.
-PLAIN_KEYS = frozenset(
-    "type asgi http_version method scheme path raw_path query_string root_path headers client server".split()
-)
+PLAIN_KEYS = (
+    "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
+    "client", "server",
+)  # fmt: skip
 
 
 def plain_scope(scope: Scope) -> Scope:
