@@ -5,10 +5,11 @@ Parts, each within its share of the time (what does not fit is named):
   plain      7B- and 8B-shaped random bf16 models: a step of one token, and what share of the bandwidth limit it reaches
   nodes      the same models: steps by nodes of the tree, overhead over plain, ordinary against recorded steps, and what
              is neither forward pass nor heads (the kernel tail) nor the device's (the host gap)
-  context    steps by context, with the attention kernel that ran
+  context    steps by context, the cache read by buckets and by length, with the attention kernels that ran
+  prompts    prompts in ordinary passes and in recorded ones that are filled up
   heads      steps by what the heads draft with
   compiled   steps whose forward pass was compiled by inductor before it was recorded
-  attention  one layer's attention by context, by the kernels there are, and by a way without buckets
+  attention  one layer's attention by context, by the kernels there are, and by length
   demo       the shipped model end to end: recorded equals ordinary in float32, and where answers part in bfloat16
 
 Random weights say how long steps take, not how many tokens they bring: speed-ups made of both are called projected.

@@ -218,12 +218,13 @@ class TransformersBackbone:
         self.is_fused = self._compute != self._own_pass
         self.positions = positions if self.is_fused else self.max_positions
 
-    def compile_steps(self, backend: str | Callable[..., Any]) -> None:
+    def compile_steps(self, backend: str | Callable[..., Any]) -> CompiledPass:
         """Compile passes over trees from now on, each number of nodes and rows where it is first needed.
 
         Only for whoever records passes and replays them; see medusa_core.fusion.CompiledPass, and there for `backend`.
         """
-        self._compute = CompiledPass(self._compute, backend)
+        self._compute = compiled = CompiledPass(self._compute, backend)
+        return compiled
 
     @property
     def why_not_by_length(self) -> str | None:

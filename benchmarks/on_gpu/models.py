@@ -1,16 +1,14 @@
 """Models of real shapes with random weights, made on the device: good for step times, not for tokens per step."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from medusa_core.backbone import ATTENTION, Forward, TransformersBackbone, register_attention
+from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
 from medusa_core.heads import DraftHeads
 
-__all__ = ["SHAPES", "SMOKE", "CompiledBackbone", "Shape", "bytes_per_step", "make_backbone", "make_heads"]
+__all__ = ["SHAPES", "SMOKE", "Shape", "bytes_per_step", "make_backbone", "make_heads"]
 
 
 @dataclass(frozen=True)
@@ -68,26 +66,6 @@ def make_heads(backbone: TransformersBackbone, kind: str, num_heads: int) -> Dra
     if kind == "int8" and not heads.quantize_lm_heads():
         return None
     return heads
-
-
-class CompiledBackbone:
-    """A backbone whose pass is one compiled graph, for each number of nodes and bucket of rows anew."""
-
-    def __init__(self, backbone: TransformersBackbone) -> None:
-        self.hidden_size, self.vocab_size = backbone.hidden_size, backbone.vocab_size
-        self.max_positions, self.device, self.dtype = backbone.max_positions, backbone.device, backbone.dtype
-        self.new_cache = backbone.new_cache
-        # a compiler is all that is tried: the graph that it would record itself is recorded by the runner
-        backend = "inductor" if backbone.device.type == "cuda" else "eager"
-        self._backbone = backbone
-        self._compiled = torch.compile(backbone.forward, backend=backend, fullgraph=True, dynamic=False)
-
-    def forward(self, *args: Any, **named: Any) -> Forward:
-        """See Backbone.forward."""
-        # whoever looks at every single operation would see none of a compiled graph
-        is_watched = _len_torch_dispatch_stack() > 0
-        found: Forward = (self._backbone.forward if is_watched else self._compiled)(*args, **named)
-        return found
 
 
 def bytes_per_step(backbone: TransformersBackbone, shape: Shape, context: int) -> int:

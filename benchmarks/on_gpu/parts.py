@@ -11,14 +11,15 @@ import torch
 from benchmarks.on_gpu.attention import attention_ms, make_case
 from benchmarks.on_gpu.demo import demo_part
 from benchmarks.on_gpu.driving import GREEDY, Bench, launcher_for
-from benchmarks.on_gpu.models import CompiledBackbone, Shape, bytes_per_step, make_backbone, make_heads
+from benchmarks.on_gpu.models import Shape, bytes_per_step, make_backbone, make_heads
 from benchmarks.on_gpu.timing import Budget, device_ms
 from medusa_core.acceptance import make_rule
 from medusa_core.adjustments import Adjustments
+from medusa_core.attending import attend_by_length
 from medusa_core.config import SpeculationParams
 from medusa_core.decoding import accept_and_commit, verify
 from medusa_core.errors import EngineError
-from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner
+from medusa_core.runners import EagerRunner, GraphRunner, MakeRunner, prompt_lengths
 from medusa_core.runners.prompts import coarse_bucket
 from medusa_core.runners.recording import Recording
 from medusa_core.runners.row import Row, pack
@@ -30,12 +31,13 @@ __all__ = ["PARTS", "SHARES", "Setting"]
 SHARES = {
     "bandwidth": 0.03,
     "plain": 0.12,
-    "nodes": 0.28,
-    "context": 0.15,
+    "nodes": 0.24,
+    "context": 0.17,
+    "prompts": 0.04,
     "heads": 0.13,
     "compiled": 0.12,
     "attention": 0.04,
-    "demo": 0.13,
+    "demo": 0.11,
 }
 # Tokens per step by nodes with the Medusa authors' head accuracies for Vicuna-7B, independence assumed.
 PUBLISHED_TOKENS_PER_STEP = {1: 1.0, 16: 2.22, 32: 2.41, 48: 2.51, 64: 2.58, 96: 2.67, 128: 2.74}
@@ -195,17 +197,48 @@ def context_part(setting: Setting, shape: Shape, budget: Budget) -> dict[str, An
     backbone.fuse(rows, compiled=False)
     nodes = (1, 64 if 64 in setting.nodes else max(setting.nodes))
     bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), max(nodes), rows)
-    found: dict[int, dict[str, Any]] = {}
-    for context in setting.contexts:
-        own: dict[str, Any] = {"limit_ms": limit_ms(setting, backbone, shape, context)}
-        for count in nodes:
-            if budget.has_room(f"{shape.name} {count} nodes behind {context}"):
-                own[f"step_ms of {count}"] = bench.step_ms(setting.graphs, count, context, setting.steps)
-        found[context] = own
-    kernels = bench.attention_kernels(max(nodes), setting.contexts[-1])
-    show(f"{shape.name}, by context", found)
-    print(f"  attention: {', '.join(kernels)}")
+    found: dict[int, dict[str, Any]] = {
+        context: {"limit_ms": limit_ms(setting, backbone, shape, context)} for context in setting.contexts
+    }
+    kernels: dict[str, list[str]] = {}
+    for way in ("bucketed", "device_length"):
+        if way == "device_length" and not attend_by_length(backbone):
+            kernels[way] = ["does not give what buckets give, or does not run; the log says why"]
+            continue
+        for context, own in found.items():
+            for count in nodes:
+                if budget.has_room(f"{shape.name} {way}, {count} nodes behind {context}"):
+                    own[f"{way}, {count}"] = bench.step_ms(setting.graphs, count, context, setting.steps)
+        kernels[way] = bench.attention_kernels(max(nodes), setting.contexts[-1])
+    show(f"{shape.name}, milliseconds of a step by context, way to read the cache and nodes", found)
+    for way, names in kernels.items():
+        print(f"  attention, {way}: {', '.join(names)}")
     return {"by_context": found, "attention_kernels": kernels}
+
+
+def prompts_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
+    """Prompts in ordinary passes and in recorded ones that are filled up."""
+    chunk = 512 if setting.device.type == "cuda" else 32
+    lengths = prompt_lengths(chunk) if setting.device.type == "cuda" else (8, chunk)
+    rows = coarse_bucket(2 * chunk)
+    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+    backbone.fuse(rows, compiled=False)
+    found: dict[int, dict[str, float]] = {}
+    cache = backbone.new_cache(rows)
+    runner = setting.graphs(backbone, cache)
+    ways = {"ordinary": runner.prompts(()), "recorded": runner.prompts(lengths)}
+    for length in (lengths[0] // 2, lengths[0], lengths[-1] // 2 + 1, lengths[-1]):
+        found[length] = {}
+        piece = [place % shape.vocab for place in range(length)]
+        for name, prompts in ways.items():
+            if budget.has_room(f"{shape.name} {name} prompt of {length}"):
+                for _ in range(4):
+                    prompts.compute(piece, 0, False)
+                found[length][f"{name}, ms"] = device_ms(
+                    lambda prompts=prompts, piece=piece: prompts.compute(piece, 0, False), setting.device, 5
+                )
+    show(f"{shape.name}, milliseconds of a prompt by its tokens", found)
+    return found
 
 
 def heads_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
@@ -235,23 +268,30 @@ def heads_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]
 
 def compiled_part(setting: Setting, shape: Shape, budget: Budget) -> dict[Any, Any]:
     """Steps whose pass is compiled before it is recorded; compiling takes long, so of the last shape alone."""
-    context, found = setting.contexts[0], {}
+    context, found = setting.contexts[0], dict[str, dict[str, Any]]()
     if shape is not setting.shapes[-1]:
         return {}
     largest = 64 if 64 in setting.nodes else max(setting.nodes)
     rows = coarse_bucket(context + ROOM + largest)
-    backbone = make_backbone(shape, rows, setting.device, setting.dtype)
-    heads = make_heads(backbone, "shared", NUM_HEADS)
-    bench = Bench.around(CompiledBackbone(backbone), heads, largest, rows)
-    for nodes in (1, largest):
-        if budget.has_room(f"{shape.name} compiled, {nodes} nodes"):
-            started = time.monotonic()
-            try:
-                step_ms = bench.step_ms(setting.graphs, nodes, context, setting.steps)
-            except (EngineError, RuntimeError) as error:  # what a compiler does not know is its own to tell
-                found[nodes] = {"does_not_run": str(error).strip().splitlines()[0][:200]}
-                continue
-            found[nodes] = {"step_ms": step_ms, "seconds": time.monotonic() - started}
+    for is_fused in (True, False):
+        backbone = make_backbone(shape, rows, setting.device, setting.dtype)
+        if is_fused:
+            backbone.fuse(rows, compiled=False)
+        compiled = backbone.compile_steps("inductor" if setting.device.type == "cuda" else "eager")
+        bench = Bench.around(backbone, make_heads(backbone, "shared", NUM_HEADS), largest, rows)
+        for nodes in (1, largest) if is_fused else (largest,):
+            name = f"{'fused' if is_fused else 'own code'}, {nodes} nodes"
+            if budget.has_room(f"{shape.name} compiled, {name}"):
+                started = time.monotonic()
+                try:
+                    step_ms = bench.step_ms(setting.graphs, nodes, context, setting.steps)
+                except EngineError as error:  # what was compiled cannot be recorded
+                    found[name] = {"does_not_run": str(error).strip().splitlines()[0][:200]}
+                    continue
+                seconds = time.monotonic() - started
+                found[name] = {"step_ms": step_ms, "seconds": seconds, "is_compiled": compiled.is_compiled}
+        del backbone, bench, compiled
+        release(setting)
     show(f"{shape.name}, compiled", found)
     return found
 
@@ -311,6 +351,7 @@ PARTS: dict[str, Callable[[Setting, Budget], dict[str, Any]]] = {
     "plain": by_shape(plain_part),
     "nodes": by_shape(nodes_part),
     "context": by_shape(context_part),
+    "prompts": by_shape(prompts_part),
     "heads": by_shape(heads_part),
     "compiled": by_shape(compiled_part),
     "attention": by_shape(attention_part),

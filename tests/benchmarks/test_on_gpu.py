@@ -2,10 +2,9 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks.gpu import main
-from benchmarks.on_gpu.attention import dense_with_sums, merged
+from benchmarks.on_gpu.attention import attention_ms, make_case
 from benchmarks.on_gpu.demo import parting
 from benchmarks.on_gpu.parts import PARTS, SHARES
 from medusa_core.evaluation.answers import Answer
@@ -21,8 +20,11 @@ def test_every_part_runs_tiny_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> No
     assert all(found[name]["left_out"] == [] for name in found)
     assert {"1", "4"} == found["nodes"]["tiny"].keys()
     assert "projected_speed_up" in found["nodes"]["tiny"]["1"]
-    assert found["context"]["tiny"]["attention_kernels"]
-    assert found["compiled"]["tiny"]["4"]["step_ms"] > 0.0
+    assert found["context"]["tiny"]["attention_kernels"].keys() == {"bucketed", "device_length"}
+    assert found["context"]["tiny"]["by_context"]["300"].keys() >= {"bucketed, 4", "device_length, 4"}
+    assert found["prompts"]["tiny"]["32"].keys() == {"ordinary, ms", "recorded, ms"}
+    assert found["compiled"]["tiny"]["fused, 4 nodes"]["is_compiled"]
+    assert found["heads"]["tiny"]["int8"]["step_ms"] is not None
     assert found["demo"]["float32 eager plain against float32 eager tree"] == []
 
 
@@ -39,17 +41,11 @@ def test_the_parts_share_the_whole_time() -> None:
     assert sum(SHARES.values()) == pytest.approx(1.0)
 
 
-def test_attention_over_two_sets_of_rows_merges_to_attention_over_both() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(8, 5, 16, generator=generator)
-    keys, values = torch.randn(2, 2, 40, 16, generator=generator)
-    allowed = torch.rand(5, 40, generator=generator) < 0.6
-    allowed[:, ::20] = True  # each row sees something of both parts
-    prefix = dense_with_sums(query, keys[:, :30], values[:, :30], allowed[:, :30])
-    tree = dense_with_sums(query, keys[:, 30:], values[:, 30:], allowed[:, 30:])
-    whole = F.scaled_dot_product_attention(query[None], keys[None], values[None], allowed, enable_gqa=True)[0]
+def test_attention_by_length_is_what_is_in_use_gives() -> None:
+    case = make_case(4, 2, 5, 30, 64, torch.device("cpu"))
+    found = attention_ms(case, 1)
 
-    assert torch.allclose(merged(prefix, tree), whole, atol=1e-5)
+    assert isinstance(off := found["prefix and tree, off by"], float) and off < 1e-5
 
 
 def test_answers_part_at_the_first_token_that_differs() -> None:
