@@ -202,7 +202,7 @@ def shown() -> dict[str, str]:
 def test_every_panel_has_data_after_this_traffic_but_those_of_a_gpu(watched: Watched) -> None:
     empty = {name for name, expression in shown().items() if not watched.prometheus.ask(expression)}
 
-    assert empty == {"Device memory: {{instance}} {{kind}}"}
+    assert empty == {"Device memory: {{instance}} {{replica}} {{kind}}"}
 
 
 def test_every_recording_rule_has_a_value_after_this_traffic(watched: Watched) -> None:
