@@ -98,10 +98,8 @@ class OrdinaryPrompts:
         length, device = len(piece), self._backbone.device
         tree = CandidateTree.chain(torch.tensor(piece, device=device))
         visible_rows = min(self._cache.rows, bucket(start + length))
-        last = torch.tensor([length - 1], device=device)
-        found = self._backbone.forward(
-            tree, torch.tensor(start, device=device), self._cache, visible_rows, None if is_scored else last
-        )
+        keep = torch.arange(0 if is_scored else length - 1, length, device=device)
+        found = self._backbone.forward(tree, torch.tensor(start, device=device), self._cache, visible_rows, keep)
         return found if is_scored else Forward(found.hidden[-1:], found.logits)
 
 

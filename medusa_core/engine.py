@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
@@ -26,6 +26,7 @@ from medusa_core.faults import fault_of, told_as_faults
 from medusa_core.generation import Delta, EngineInfo, GenerationRequest, PromptStats, StepStats
 from medusa_core.heads import DraftHeads
 from medusa_core.memory import Memory
+from medusa_core.output import Output
 from medusa_core.pacing import FixedPace, Pace, Pacing, Situation
 from medusa_core.pacing.finding import find_pacing
 from medusa_core.prefix_cache import Prefiller, PrefixStore, store_budget
@@ -293,7 +294,7 @@ class Engine:
         prompt, cache = request.prompt, self._cache
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
         sampler = Sampler.of_request(replace(request.sampling, seed=seed), self._backbone.device)
-        output = _Output(request, self.info)
+        output = Output(request, self.info)
         adjustments = Adjustments.of_request(
             request.sampling, prompt, output.stops, self.info.vocab_size, self._backbone.device
         )
@@ -384,29 +385,3 @@ class Engine:
         if self._vocabulary is None:
             self._vocabulary = self._load_vocabulary()
         return self._vocabulary.compile(grammar)
-
-
-class _Output:
-    """The tokens of one answer so far, and where it must end."""
-
-    def __init__(self, request: GenerationRequest, info: EngineInfo) -> None:
-        goes_on = request.ignore_eos and request.grammar is None
-        eos = frozenset() if goes_on else frozenset(info.eos_token_ids)
-        self.stops = request.stop_token_ids | eos
-        room = info.max_context - len(request.prompt)
-        self._left = room if request.max_tokens is None else min(room, request.max_tokens)
-        self.finish_reason: Literal["stop", "length"] | None = None
-        self.root = 0
-
-    def emit(self, result: StepResult, prompt: PromptStats | None, step: StepStats | None) -> Delta:
-        """Cut a step's tokens at the first stop token or limit inside it; `root` becomes the last of them uncut."""
-        self.root = result.tokens[-1]
-        kept = result.tokens[: self._left]
-        stop = next((index for index, token in enumerate(kept) if token in self.stops), None)
-        if stop is not None:
-            kept, self.finish_reason = kept[: stop + 1], "stop"
-        elif len(kept) == self._left:
-            self.finish_reason = "length"
-        self._left -= len(kept)
-        logprobs = tuple(result.logprobs[: len(kept)]) if result.logprobs is not None else None
-        return Delta(tuple(kept), prompt, step, self.finish_reason, logprobs)

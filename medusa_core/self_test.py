@@ -93,7 +93,8 @@ def _guesses(backbone: Backbone, heads: DraftHeads, ids: Tensor, start: int) -> 
     cache = backbone.new_cache(len(ids))
     nothing = torch.zeros((), dtype=torch.long, device=ids.device)
     # a chain behind an empty cache: each token attends to those before it
-    hidden = backbone.forward(CandidateTree.chain(ids), nothing, cache, len(ids)).hidden[start:]
+    last = torch.tensor([len(ids) - 1], device=ids.device)
+    hidden = backbone.forward(CandidateTree.chain(ids), nothing, cache, len(ids), last).hidden[start:]
     top = min(TOP, heads.config.vocab_size)
     # few rows at a time: K rows of logits for each may be all the memory there is left
     chunks = [hidden[row : row + ROWS_AT_ONCE] for row in range(0, len(hidden), ROWS_AT_ONCE)]

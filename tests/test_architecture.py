@@ -18,7 +18,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"training"},
         {"evaluation"},
         {"engine"},
-        {"assembly", "pacing.finding"},
+        {"assembly", "output", "pacing.finding"},
         {"generation"},
         {"prefix_cache", "runners"},
         {"decoding"},
