@@ -1,13 +1,21 @@
+import asyncio
+import json
 import logging
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import Message, Receive, Scope, Send
 
 from medusa_core.errors import NotReady
+from server.logs import SteadyStream, create_handler
 from server.metrics import Metrics
-from server.observing import RefusalObserver
+from server.observing import HttpObserver, RefusalObserver
+from server.tracing import NoTracing
 from tests.server import fake_engine
 from tests.server.running import Running
 
@@ -106,6 +114,36 @@ def test_a_client_who_leaves_is_told_of(server: Running, caplog: pytest.LogCaptu
 
     assert (vars(line)["finish_reason"], line.levelname) == ("abort", "INFO")
     assert not hasattr(line, "error")
+
+
+def test_what_uvicorn_says_of_a_failure_nobody_expected_has_the_id_of_the_request(tmp_path: Path) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("void")
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    async def serve() -> None:
+        observer = HttpObserver(ServerErrorMiddleware(broken), Metrics("tiny", 1), NoTracing())
+        headers = [(b"x-request-id", b"one")]
+        scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": headers}
+        try:
+            await observer(scope, lambda: asyncio.sleep(0, {"type": "http.request"}), send)
+        except RuntimeError:
+            logging.getLogger("medusa.access").error("Exception in ASGI application\n", exc_info=True)
+
+    statuses: list[int | None] = []
+    descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handler = create_handler(SteadyStream(descriptor), "json", "server")
+    logging.getLogger("medusa.access").addHandler(handler)
+    asyncio.run(serve())
+    logging.getLogger("medusa.access").removeHandler(handler)
+    os.close(descriptor)
+    line, failure = map(json.loads, (tmp_path / "log").read_text().splitlines())
+
+    assert statuses[0] == line["status"] == 500
+    assert line["request_id"] == failure["request_id"] == "one"
+    assert "exception" not in line and failure["exception"][0]["exc_value"] == "void"
 
 
 def test_what_the_protocol_refuses_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
