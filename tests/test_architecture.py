@@ -44,6 +44,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"answer", "observing", "rate_limit"},
         {"streaming", "token_scores", "worker.client", "auth", "body_guard", "grammars", "http_protocol", "tool_calls"},
         {"worker.core_engine", "worker.supervisor"},
+        {"worker.child"},
         {
             "errors",
             "metrics",

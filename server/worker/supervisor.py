@@ -1,16 +1,9 @@
-"""Keeps one worker process running: starts it, listens for it, and replaces it when it ends or falls silent.
-
-Everything here runs on the event loop except one reader thread per worker process, which only hands messages over.
-"""
+"""Keeps one worker process running: starts it, waits for signs of life, and replaces it when it ends or hangs."""
 
 import asyncio
 import logging
-import multiprocessing
-import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from typing import Literal, Protocol
 
 import msgspec
@@ -19,6 +12,7 @@ from medusa_core import errors
 from medusa_core.errors import EngineError, MedusaError, NotReady, RequestError, WorkerDied
 from server.logs import LogLevel
 from server.metrics import Metrics
+from server.worker.child import Child
 from server.worker.endings import REPLACED, ending_by_exit, ending_by_failed_load, ending_by_silence
 from server.worker.messages import (
     Done,
@@ -36,11 +30,7 @@ from server.worker.messages import (
     TokenDelta,
     ToWorker,
     WorkerInfo,
-    decode_from_worker,
-    encode,
 )
-from server.worker.process import run
-from server.worker.silence import Silence
 
 __all__ = ["STOPPING", "Supervisor", "WorkerOwner", "WorkerState", "rebuild"]
 
@@ -53,7 +43,6 @@ STOP_TIMEOUT_S = 3.0
 # A load may be silent for long, so its patience is what the first one took in all, so many times.
 LOAD_PATIENCE = 10
 LOOK_S = 0.5
-POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -95,16 +84,6 @@ def rebuild(remote: RemoteError) -> MedusaError:
     return error
 
 
-async def _has_ended(process: SpawnProcess, within_s: float) -> bool:
-    """Wait for the end of a process that is about to end."""
-    deadline_s = time.monotonic() + within_s
-    while process.is_alive():
-        if time.monotonic() > deadline_s:
-            return False
-        await asyncio.sleep(POLL_S)
-    return True
-
-
 class Supervisor:
     """One worker process after another, never two at a time.
 
@@ -125,9 +104,7 @@ class Supervisor:
         self.info: WorkerInfo | None = None
         self._load, self._step_timeout_s, self._metrics, self._factory = load, step_timeout_s, metrics, factory
         self._owner = owner
-        self._process: SpawnProcess | None = None
-        self._connection: Connection | None = None
-        self._reader: threading.Thread | None = None
+        self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
         self._succession: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -136,13 +113,12 @@ class Supervisor:
         self._ending: Ending | None = None
         self._last_ending: Ending | None = None
         self._failures = 0
-        self._load_started = 0.0
         self._first_load_s = 0.0
 
     @property
     def pid(self) -> int | None:
         """Process id of the worker, None while there is none."""
-        return self._process.pid if self._process is not None else None
+        return self._child.pid if self._child is not None else None
 
     async def wait_loaded(self) -> WorkerInfo:
         """Wait for the first load. Raises what the engine raised, WorkerDied when the process ended."""
@@ -152,37 +128,21 @@ class Supervisor:
         return self.info
 
     def start(self) -> None:
-        """Start a worker; the event loop of the thread that calls this hears of it, and the worker ends with both."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run, args=(theirs, self._factory), name="medusa-worker", daemon=True)
-        process.start()
-        theirs.close()
-        self._process, self._connection = process, ours
-        self._metrics.watch_worker(process.pid)
-        self._load_started = time.monotonic()
+        """Start a worker; raises OSError when the system has no room for it. See Child for whom it ends with."""
+        self._child = Child(self._factory, self._on_message, self._on_gone, longest_look_s=2 * LOOK_S)
+        self._metrics.watch_worker(self._child.pid)
         self._load_error = self._ending = None
-        silence, loop = Silence(self._load_started, 2 * LOOK_S), asyncio.get_running_loop()
-        arguments = ours, silence, loop
-        self._reader = threading.Thread(target=self._read, args=arguments, name="worker-reader", daemon=True)
-        self._reader.start()
-        self._watch = loop.create_task(self._listen(process, silence))
-        self.send(self._load)
+        self._watch = asyncio.get_running_loop().create_task(self._listen(self._child))
+        self._child.send(self._load)
 
     def send(self, message: ToWorker) -> bool:
-        """Whether the message left; a worker that is gone is noticed by the reader."""
-        assert self._connection is not None, "there is a connection as soon as there is a worker"
-        try:
-            self._connection.send_bytes(encode(message))
-        except OSError:
-            return False
-        return True
+        """Whether the message left for the worker."""
+        return self._child is not None and self._child.send(message)
 
     def set_log_level(self, level: LogLevel) -> None:
         """What the worker, and every later one, is to log."""
         self._load = msgspec.structs.replace(self._load, log_level=level)
-        if self._connection is not None:
-            self.send(SetLogLevel(level))
+        self.send(SetLogLevel(level))
 
     def replace(self) -> None:
         """Let another worker load the model anew; the present one must be idle. Nothing while none is ready."""
@@ -206,40 +166,32 @@ class Supervisor:
                 task.cancel()
         self._settled.set()
         self._metrics.set_worker_up(False)
-        if self._process is None:
+        child = self._child
+        if child is None:
             return
-        if not (is_loaded and self.send(Shutdown()) and await _has_ended(self._process, STOP_TIMEOUT_S)):
-            self.kill()
-            await _has_ended(self._process, STOP_TIMEOUT_S)
-        if self._reader is not None:
-            await asyncio.to_thread(self._reader.join, STOP_TIMEOUT_S)
-        if self._connection is not None:
-            self._connection.close()
+        if not (is_loaded and child.send(Shutdown()) and await child.has_ended(STOP_TIMEOUT_S)):
+            child.kill()
+            await child.has_ended(STOP_TIMEOUT_S)
+        child.close()
+
+    def _running(self) -> Child:
+        assert self._child is not None, "only a worker that was started is heard of"
+        return self._child
 
     def kill(self) -> None:
-        """End the worker at once; it takes no other signal."""
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
+        """End the worker at once."""
+        if self._child is not None:
+            self._child.kill()
 
-    def _read(self, connection: Connection, silence: Silence, loop: asyncio.AbstractEventLoop) -> None:
-        """Body of the reader thread."""
-        try:
-            while True:
-                message = decode_from_worker(connection.recv_bytes())
-                silence.end()
-                loop.call_soon_threadsafe(self._on_message, message)
-        except (EOFError, OSError):
-            loop.call_soon_threadsafe(self._on_gone)
-
-    async def _listen(self, process: SpawnProcess, silence: Silence) -> None:
+    async def _listen(self, child: Child) -> None:
         """Kill the worker when it hangs."""
         while True:
             await asyncio.sleep(LOOK_S)
-            limit_s, silent_s = self._patience_s(), silence.look(time.monotonic())
+            limit_s, silent_s = self._patience_s(), child.silent_s()
             if limit_s is not None and silent_s > limit_s:
                 # told at once: a process that waits for a device may not even be killed before that answers
                 self._owner.on_lost(self._expect(ending_by_silence(limit_s)))
-                process.kill()
+                child.kill()
                 return
 
     def _patience_s(self) -> float | None:
@@ -253,15 +205,11 @@ class Supervisor:
         """The present worker is about to end, or made to when it takes too long; the first reason for it counts."""
         if self._ending is None:
             self._ending = ending
-            asyncio.get_running_loop().call_later(STOP_TIMEOUT_S, self._kill_if, self._process)
+            asyncio.get_running_loop().call_later(STOP_TIMEOUT_S, self._running().kill)
         if self.state.phase == "ready":
             # it is given no more work
             self.state = WorkerState("restarting", self._ending.message, 0.0)
         return self._ending
-
-    def _kill_if(self, process: SpawnProcess | None) -> None:
-        if process is self._process:
-            self.kill()
 
     def _on_message(self, message: FromWorker) -> None:
         # every message is a sign of life, and some tell of the device
@@ -285,9 +233,9 @@ class Supervisor:
             self.state = WorkerState(self.state.phase, progress.stage + since, progress.share)
 
     def _on_ready(self, info: WorkerInfo) -> None:
-        if self.state.phase == "stopping":
+        if self._is_stopping():
             return
-        seconds = time.monotonic() - self._load_started
+        seconds = time.monotonic() - self._running().started_s
         self._first_load_s = self._first_load_s if self.info is not None else seconds
         self.info = info
         self.state = WorkerState("ready", "the model is loaded", 1.0)
@@ -306,13 +254,13 @@ class Supervisor:
 
     async def _succeed(self) -> None:
         """Bury a worker, tell why it ended, and start the next one, ever later where one after another ends."""
-        assert self._process is not None and self._connection is not None, "only a worker that ran has ended"
-        while not await _has_ended(self._process, STOP_TIMEOUT_S):
-            self.kill()
+        child = self._running()
+        while not await child.has_ended(STOP_TIMEOUT_S):
+            child.kill()
         if self._watch is not None:
             self._watch.cancel()
-        self._connection.close()
-        ending = self._ending if self._ending is not None else ending_by_exit(self._process.exitcode)
+        child.close()
+        ending = self._ending if self._ending is not None else ending_by_exit(child.exit_code)
         if self.info is None and self.state.phase == "loading":
             self._fail_first(ending)
         self._owner.on_lost(ending)
