@@ -54,7 +54,7 @@ async def watching(server: Server) -> AsyncIterator[Watched]:
             is_over.set()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path: Path) -> None:
     requests = asks(SEED, range(REQUESTS), MIX)
 

@@ -36,7 +36,6 @@ async def open_slow(server: Server, number: int, stream: bool) -> Wire:
     return wire
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_clients_that_read_nothing_stop_nobody_and_are_let_go(server: Server, stream: bool) -> None:
     async def run() -> None:
