@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
@@ -23,7 +23,7 @@ def plain_scope(scope: Scope) -> Scope:
     return {key: value for key, value in scope.items() if key in PLAIN_KEYS}
 
 
-async def relayed_answer(app: ASGIApp, scope: Scope, body: bytes) -> AsyncIterator[Message]:
+async def relayed_answer(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[Message, None]:
     """What the application sends in answer to a whole request, message by message.
 
     Closing the iterator early, or cancelling who awaits it, tells the application that the client has left.

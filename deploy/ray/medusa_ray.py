@@ -171,8 +171,9 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> Router:
         """What Ray calls with every request; the router answers the messages of the lifespan."""
-        limits = {"max_body_bytes": self._settings.max_body_bytes, "timeout_s": self._settings.body_timeout_s}
-        return Router(default=BodyGuard(self._handle, on_refused=lambda error: None, **limits))
+        settings = self._settings
+        guard = BodyGuard(self._handle, settings.max_body_bytes, settings.body_timeout_s, on_refused=lambda error: None)
+        return Router(default=guard)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -289,7 +290,7 @@ def gpus_of(settings: Settings) -> int:
 
 
 def build(scaling: Scaling) -> serve.Application:
-    """The application for serve.run, or for `serve run deploy.ray.medusa_ray:build max_replicas=4`.
+    """The application for serve.run.
 
     Raises ConfigurationError.
     """

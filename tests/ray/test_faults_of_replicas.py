@@ -10,7 +10,8 @@ import httpx
 
 from tests.ray.cluster import Cluster, cluster, wait_for
 
-ONE_MORE = "--min-replicas", "1", "--max-replicas", "2", "--fronts", "1", "--upscale-delay-s", "1"
+DELAYS = "--upscale-delay-s", "1", "--downscale-delay-s", "1"
+ONE_MORE = "--min-replicas", "1", "--max-replicas", "2", "--fronts", "1", *DELAYS
 
 
 def both_serve(two: Cluster) -> bool:
@@ -58,7 +59,7 @@ def test_a_killed_front_loses_no_later_request(two: Cluster) -> None:
     assert [two.chat("Hi").status_code for _ in range(20)] == [200] * 20
 
 
-def test_replicas_follow_the_queue_and_the_end_waits_for_what_runs(tmp_path: Path) -> None:
+def test_replicas_come_and_go_with_the_queue_and_every_end_waits_for_what_runs(tmp_path: Path) -> None:
     with cluster(tmp_path, *ONE_MORE) as growing:
         assert len(growing.replicas()) == 1
 
@@ -73,6 +74,13 @@ def test_replicas_follow_the_queue_and_the_end_waits_for_what_runs(tmp_path: Pat
             asked = list(pool.map(ask, range(4)))
         assert len(growing.replicas()) == 2, asked
         assert both_serve(growing)
+
+        # one at a time is work for one replica; the other may be the one that goes, with what it is answering
+        ends = []
+        while len(growing.replicas()) > 1:
+            with growing.stream("Go on", session=f"{len(ends)}") as events:
+                ends.append([*events][-2:])
+        assert all("finish_reason" in last and end == "[DONE]" for last, end in ends), ends
 
         with growing.stream("the last one") as events:
             first = next(events)
