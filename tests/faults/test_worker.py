@@ -19,7 +19,7 @@ from tests.faults.wire import Reply, Wire, ask, get
 
 # Nothing is timed or compiled at the start, which is most of what a restart takes.
 QUICKLY = ("--tree-nodes", "8", "--no-compile")
-PATIENCE_S = 4
+PATIENCE_S = 6
 SMALL: dict[str, Any] = {"model": MODEL, "prompt": "def dedent(text):\n", "max_tokens": 24, "temperature": 0}
 ENDLESS: dict[str, Any] = {
     "model": MODEL, "prompt": "import os\n", "max_tokens": 900, "ignore_eos": True, "n": 16,
