@@ -334,6 +334,7 @@ class Engine:
             history=history.to(self._backbone.device),
             sampler=None if sampler.is_greedy else sampler,
             memory=self._recall(request),
+            is_watched=request.detail,
         )
         asked = Asked(request.speculation, request.prediction, len(prompt), constraint is not None)
         drafting = Paced(self._drafters, asked, self._pace(request, first.tokens))
@@ -351,6 +352,7 @@ class Engine:
                 head_hits=tuple(result.head_hits),
                 seconds=now - before,
                 phases=result.phases,
+                detail=result.detail,
             )
             yield output.emit(result, None, step)
 

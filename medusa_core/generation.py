@@ -5,7 +5,7 @@ from typing import Literal
 
 from medusa_core.calibration import Calibration, Place
 from medusa_core.config import SpeculationParams, TreeKind
-from medusa_core.runners import TokenLogprobs
+from medusa_core.runners import StepDetail, TokenLogprobs
 from medusa_core.sampling import SamplingParams
 
 __all__ = ["Delta", "EngineInfo", "GenerationRequest", "PromptStats", "StepStats"]
@@ -23,6 +23,7 @@ class GenerationRequest:
                     `ignore_eos` says.
     prediction:     tokens the answer is expected to hold, which are then only checked.
     cache_salt:     cached rows, and tokens to recycle, are shared between requests of equal salt only.
+    detail:         report each step's tree and what became of it.
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +37,7 @@ class GenerationRequest:
     grammar: str | None = None
     prediction: tuple[int, ...] = ()
     cache_salt: str | None = None
+    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class StepStats:
     head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
     seconds:   from the end of the previous step to the end of this one.
     phases:    seconds spent in each part of the step; empty where that could only be known by waiting for the device.
+    detail:    the step to look at, before anything was cut; None unless it was asked for.
     """
 
     num_nodes: int
@@ -69,6 +72,7 @@ class StepStats:
     head_hits: tuple[bool, ...]
     seconds: float
     phases: dict[str, float]
+    detail: StepDetail | None = None
 
 
 @dataclass(frozen=True)

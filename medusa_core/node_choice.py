@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medusa_core.memory import GUESS, IMPOSSIBLE
-from medusa_core.tree import CandidateTree, TreeTopology
+from medusa_core.tree import CandidateTree, Ranking, TreeTopology
 
 __all__ = ["BestNodes", "Proposal", "StaticNodes", "candidate_paths"]
 
@@ -50,8 +50,10 @@ class StaticNodes:
         self._row = torch.tensor([len(path) - 1 for path in topology.paths], dtype=torch.long, device=device)
         self._rank = torch.tensor([path[-1] for path in topology.paths], dtype=torch.long, device=device)
 
-    def build(self, root: Tensor, log_probs: Tensor) -> CandidateTree:
+    def build(self, root: Tensor, log_probs: Tensor, is_watched: bool = False) -> CandidateTree:
         """The tree under `root` [] from head log-probabilities [K, V]; K >= the topology's depth, V >= its width.
+
+        is_watched: whether the tree is to hold its ranking.
 
         Slots whose token is at or below IMPOSSIBLE are unused, and so is what hangs under them.
         """
@@ -59,7 +61,8 @@ class StaticNodes:
         if self._token_ids is not None:
             guesses = self._token_ids[guesses]
         shape = self._shape
-        possible = torch.cat([shape.used[:1], value[self._row, self._rank] > IMPOSSIBLE])
+        log_chances = value[self._row, self._rank]
+        possible = torch.cat([shape.used[:1], log_chances > IMPOSSIBLE])
         used = shape.living(possible)
         return replace(
             shape,
@@ -67,7 +70,14 @@ class StaticNodes:
             ancestors=shape.ancestors & used[:, None] | self._eye,
             used=used,
             guesses=guesses[:, 0] if guesses.shape[0] > 0 else None,
+            ranking=self._ranking(log_chances) if is_watched else None,
         )
+
+    def _ranking(self, log_chances: Tensor) -> Ranking:
+        """The ranking of nodes with these log-probabilities [N - 1], each given its parent."""
+        steps = torch.cat([log_chances.new_zeros(1), log_chances.clamp(min=IMPOSSIBLE)])
+        scores = torch.where(self._shape.ancestors, steps, 0.0).sum(1)
+        return Ranking(scores, torch.cat([self._rank.new_zeros(1), self._rank]))
 
 
 class BestNodes:
@@ -115,6 +125,7 @@ class BestNodes:
         cells = [[depth * self._width + rank for depth, rank in enumerate(path)] for path in own.paths]
         self._cells = _tensor([[*line, *[beyond] * (self._levels - len(line))] for line in cells], device, self._levels)
         self._last_cell = _tensor([line[-1] for line in cells], device)  # [U]
+        self._rank = _tensor([*(path[-1] for path in own.paths), *[0] * len(others.depths), 0], device)  # [U + E + 1]
         # Of each proposed node those on the way to it, in the proposals' own counting, filled up the same way.
         self._lines = _tensor(others.lineages, device, others.max_depth)  # [E, D']
         # Of each candidate its parent, then its ancestors from the root down to itself, then itself again.
@@ -133,19 +144,28 @@ class BestNodes:
         self._eye = torch.eye(self.num_nodes, dtype=torch.bool, device=device)
 
     def build(
-        self, root: Tensor, log_probs: Tensor, proposed: Proposal | None, log_chances: Tensor | None
+        self,
+        root: Tensor,
+        log_probs: Tensor,
+        proposed: Proposal | None,
+        log_chances: Tensor | None,
+        is_watched: bool = False,
     ) -> CandidateTree:
         """The best tree under `root` [] for calibrated head log-probabilities [K, V], all <= 0, and what is proposed.
 
         log_probs:   any row stands in for them where there are no heads.
         proposed:    E tokens of all the sources named at construction, in that order; None where there are none.
         log_chances: [E] float32, log-probability of each given the one before it, <= 0.
+        is_watched:  whether the tree is to hold its ranking.
 
         Candidates at or below IMPOSSIBLE stay in their slots, unused.
         """
         if self.num_nodes == 1:
             index = self._slots
-            return CandidateTree(root.reshape(1), index, index, self._eye, self._eye[0], index, 0, None)
+            ranking = Ranking(self._no_score, index) if is_watched else None
+            return CandidateTree(
+                root.reshape(1), index, index, self._eye, self._eye[0], index, 0, None, ranking=ranking
+            )
         value, token = log_probs[: self._levels].topk(self._width, dim=-1)  # [K, width]
         if self._token_ids is not None:
             # here, behind the selection, only what was selected has to be looked up
@@ -179,6 +199,7 @@ class BestNodes:
             kind=kinds[kept],
             max_depth=self.max_depth,
             guesses=token[:, 0] if self._levels > 0 else None,
+            ranking=Ranking(torch.cat([score, self._no_score])[kept], self._rank[kept]) if is_watched else None,
         )
 
     def _places(self, token: Tensor, proposed: Tensor) -> Tensor:

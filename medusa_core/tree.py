@@ -15,6 +15,7 @@ __all__ = [
     "GRADES",
     "SOURCES",
     "CandidateTree",
+    "Ranking",
     "TreeTopology",
     "ancestor_mask",
 ]
@@ -100,6 +101,19 @@ def ancestor_mask(parents: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What the nodes of a tree were ranked by, for somebody who looks at it.
+
+    scores: [N] float32, log of the estimated probability that a step accepts the node, 0 for the root.
+    ranks:  [N] int64, the node's place among the guesses of its head, 0 for the likeliest; tells nothing of nodes that
+            somebody else has drafted.
+    """
+
+    scores: Tensor
+    ranks: Tensor
+
+
+@dataclass(frozen=True)
 class CandidateTree:
     """A tree with its tokens, as tensors on the device.
 
@@ -113,6 +127,7 @@ class CandidateTree:
     guesses:   [K] int64, the likeliest token of each head, for its statistics; None without heads.
     noise:     [R, V] float32, what is added where nodes of depth 0, 1, .. draw, R > max_depth; None where whoever
                drafted had no use for it.
+    ranking:   None where nobody looks at the tree.
 
     Used siblings carry distinct tokens.
     """
@@ -126,6 +141,7 @@ class CandidateTree:
     max_depth: int
     guesses: Tensor | None
     noise: Tensor | None = None
+    ranking: Ranking | None = None
 
     @classmethod
     def from_topology(cls, topology: TreeTopology, tokens: Tensor) -> Self:

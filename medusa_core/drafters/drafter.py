@@ -37,6 +37,7 @@ class DraftState:
     grammar: what may and what must come next; None for an answer without a grammar.
     sampler: with whose noise tokens will be drawn, for drafts that are to agree with it; None when drawn without any.
     memory:  what earlier steps taught, changed in place by those who draft; None is for heads alone and no sampler.
+    is_watched: whether somebody looks at the trees, which then hold what their nodes were ranked by.
     """
 
     root: Tensor
@@ -47,6 +48,7 @@ class DraftState:
     grammar: Grammatical | None = None
     sampler: Sampler | None = None
     memory: Memory | None = None
+    is_watched: bool = False
 
 
 class Drafter(Protocol):

@@ -52,7 +52,7 @@ class MedusaDrafter:
         """See Drafter.draft."""
         noise = upcoming_noise(state, max(self.max_depth + 1, self._heads.config.num_heads))
         log_probs = head_log_probs(self._heads, self._temperatures, state, noise)
-        return replace(self._nodes.build(state.root, log_probs), noise=noise)
+        return replace(self._nodes.build(state.root, log_probs, state.is_watched), noise=noise)
 
     def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:
         """See Drafter.learn; path [P], logits [N, V]. Nothing here changes with what is accepted."""

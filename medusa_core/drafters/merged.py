@@ -52,7 +52,7 @@ class MergedDrafter:
         if self._heads is not None:
             log_probs = head_log_probs(self._heads, self._temperatures, state, noise)
         if not self._proposers:
-            return replace(self._nodes.build(state.root, log_probs, None, None), noise=noise)
+            return replace(self._nodes.build(state.root, log_probs, None, None, state.is_watched), noise=noise)
         assert state.memory is not None, "how sure proposals are is remembered from step to step"
         proposed = Proposal.joined([proposer.propose(state) for proposer in self._proposers])
         if state.grammar is not None:
@@ -60,7 +60,8 @@ class MergedDrafter:
             is_forbidden = is_first & ~state.grammar.allowed.index_select(0, proposed.tokens)
             proposed = replace(proposed, kinds=proposed.kinds.masked_fill(is_forbidden, NOTHING))
         log_chances = state.memory.log_chances()[proposed.kinds]
-        return replace(self._nodes.build(state.root, log_probs, proposed, log_chances), noise=noise)
+        tree = self._nodes.build(state.root, log_probs, proposed, log_chances, state.is_watched)
+        return replace(tree, noise=noise)
 
     @torch.inference_mode()
     def learn(self, state: DraftState, tree: CandidateTree, path: Tensor, logits: Tensor) -> None:

@@ -13,16 +13,27 @@ from medusa_core.runners.cuda_graph import GraphRunner
 from medusa_core.runners.eager import EagerRunner
 from medusa_core.runners.grammar import unpack_masks
 from medusa_core.runners.prompts import prompt_lengths
-from medusa_core.runners.runner import DecodePlan, Drafting, Runner, StepResult, TokenLogprobs, to_host
+from medusa_core.runners.runner import (
+    DecodePlan,
+    DraftedNode,
+    Drafting,
+    Runner,
+    StepDetail,
+    StepResult,
+    TokenLogprobs,
+    to_host,
+)
 
 __all__ = [
     "RUNNERS",
     "DecodePlan",
+    "DraftedNode",
     "Drafting",
     "EagerRunner",
     "GraphRunner",
     "MakeRunner",
     "Runner",
+    "StepDetail",
     "StepResult",
     "TokenLogprobs",
     "choose_runner",

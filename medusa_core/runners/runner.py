@@ -10,7 +10,7 @@ from medusa_core.constraints import Constraint
 from medusa_core.decoding import Logprobs, Prompts
 from medusa_core.drafters import Drafter, DraftState
 
-__all__ = ["DecodePlan", "Drafting", "Runner", "StepResult", "TokenLogprobs", "to_host"]
+__all__ = ["DecodePlan", "DraftedNode", "Drafting", "Runner", "StepDetail", "StepResult", "TokenLogprobs", "to_host"]
 
 
 class Drafting(Protocol):
@@ -52,6 +52,38 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class DraftedNode:
+    """One node of a verified tree.
+
+    parent:      index among the nodes; None for the root, which nobody has drafted in this step.
+    source:      who drafted it; None for the root.
+    rank:        its place among the guesses of its head, 0 for the likeliest; None where no head drafted it.
+    probability: that the step would accept it, as estimated when the tree was made; 1 for the root.
+    """
+
+    token: int
+    parent: int | None
+    depth: int
+    source: str | None
+    rank: int | None
+    probability: float
+
+
+@dataclass(frozen=True)
+class StepDetail:
+    """All of one step, for somebody who looks at it.
+
+    nodes:  those of the tree that could be accepted, root first, parents before their children.
+    path:   indices of the accepted ones from the root's child down.
+    tokens: the emitted tokens before anything is cut: those of the path, then the bonus.
+    """
+
+    nodes: tuple[DraftedNode, ...]
+    path: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one step told the host.
 
@@ -65,6 +97,7 @@ class StepResult:
                accepted tokens only.
     logprobs: one for each token, when the plan asks for them.
     phases:   seconds spent in each part of the step; empty where the host does not wait for the device in between.
+    detail:   the step to look at; None where nobody does.
     """
 
     tokens: list[int]
@@ -75,6 +108,7 @@ class StepResult:
     head_hits: list[bool]
     logprobs: list[TokenLogprobs] | None
     phases: dict[str, float]
+    detail: StepDetail | None = None
 
 
 def to_host(logprobs: Logprobs) -> list[TokenLogprobs]:

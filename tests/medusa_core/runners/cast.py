@@ -64,6 +64,7 @@ def steps_of(
     top_logprobs: int | None = None,
     constraint: Constraint | None = None,
     before_steps: Callable[[], None] = nothing,
+    is_watched: bool = False,
 ) -> list[StepResult]:
     """The first steps of an answer, without the time they took."""
     device = backbone.device
@@ -87,7 +88,7 @@ def steps_of(
     memory = memory_of(backbone.vocab_size, device)
     memory.forget_outcomes()
     memory.forget_successors()
-    state = DraftState(root[0], computed.last.hidden[0], past, counts, history, None, coupled, memory)
+    state = DraftState(root[0], computed.last.hidden[0], past, counts, history, None, coupled, memory, is_watched)
     before_steps()
     return [replace(result, phases={}) for result in islice(runner.steps(plan, state, len(prompt)), num_steps)]
 
