@@ -5,7 +5,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# The default pool of threads has five and more.
+FORMS_AT_ONCE = 2
 
 
 class ClientGone(Exception):
@@ -131,6 +134,7 @@ class Answering:
     """What the generation endpoints share: the worker, the text codec, the metrics, the served name.
 
     timeout_s: seconds a request may take from its arrival to its last token.
+    forms:     lets so many requests with a form be prepared at one time.
     """
 
     worker: WorkerClient
@@ -140,6 +144,7 @@ class Answering:
     model_name: str
     created: int
     timeout_s: float
+    forms: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FORMS_AT_ONCE))
 
     def check_model(self, name: str) -> None:
         """Raises UnknownModel."""
@@ -159,12 +164,21 @@ class Answering:
         arrived = exchange_of(request.scope).arrived
         left_s = self._timeout_of(body) - (time.monotonic() - arrived)
         try:
-            return await unless_gone(request.receive, asyncio.wait_for(asyncio.to_thread(work), left_s))
+            preparing = self._prepare_form(work) if body.may_wish_form else asyncio.to_thread(work)
+            return await unless_gone(request.receive, asyncio.wait_for(preparing, left_s))
         except TimeoutError:
             raise RequestTimeout(self._timeout_of(body)) from None
         except ClientGone:
             self.metrics.count_cancelled("queued")
             raise
+
+    async def _prepare_form(self, work: Callable[[], T]) -> T:
+        """Large forms take a second: however many come at once, they leave threads for requests without one."""
+        await self.forms.acquire()
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        # not when nobody waits for it any more: the thread goes on
+        working.add_done_callback(lambda _: self.forms.release())
+        return await asyncio.shield(working)
 
     def _timeout_of(self, body: GenerationFields) -> float:
         return min(self.timeout_s, body.timeout_s) if body.timeout_s is not None else self.timeout_s

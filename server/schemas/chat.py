@@ -9,7 +9,7 @@ from medusa_core.errors import InvalidParameter
 from server.schemas.common import INT64, MAX_TOP_LOGPROBS, Flag, GenerationFields
 from server.schemas.messages import Message, TemplateArguments, check_ending
 from server.schemas.tools import ToolCall, ToolCallDelta, ToolFields
-from server.schemas.usage import SpeculationStats, Usage
+from server.schemas.usage import SpeculationStats, StepRecord, Usage
 
 __all__ = [
     "AssistantMessage",
@@ -62,6 +62,11 @@ class ChatRequest(GenerationFields, ToolFields):
     def starts_turn(self) -> bool:
         """Whether the prompt ends with the start of an assistant's turn."""
         return self.add_generation_prompt is not False and not self.continue_final_message
+
+    @property
+    def may_wish_form(self) -> bool:
+        """Whether a form may be compiled: that of calls, too."""
+        return super().may_wish_form or bool(self.tools) or bool(self.functions)
 
     @property
     def top_logprobs_wanted(self) -> int | None:
@@ -159,3 +164,4 @@ class ChatCompletionChunk(_ChunkBase, total=False):
 
     usage: Usage | None
     speculation: SpeculationStats
+    speculation_detail: list[StepRecord]

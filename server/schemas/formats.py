@@ -86,6 +86,11 @@ class FormatFields(BaseModel):
     grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
 
+    @property
+    def may_wish_form(self) -> bool:
+        """Whether a field is there that may ask for a form, without a look into it."""
+        return any(getattr(self, name) is not None for name in FormatFields.model_fields)
+
     def wished_form(self) -> Wish | None:
         """What the answer must match, None when it is free.
 

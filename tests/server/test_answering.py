@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -98,3 +99,35 @@ def test_preparing_a_request_ends_with_its_time_and_its_client(
 
     asyncio.run(scene())
     assert (b'medusa_requests_cancelled_total{stage="queued"} 1.0' in metrics.expose()) == leaves
+
+
+def test_forms_that_take_long_leave_threads_for_requests_without_one(tmp_path: Path) -> None:
+    save_byte_level(tmp_path)
+    prepares = dataclasses.replace(answering(Metrics("m", 1), 1, TextCodec.load(str(tmp_path), None)), timeout_s=20.0)
+    go_on, begun = threading.Event(), []
+
+    async def scene() -> None:
+        async def receive() -> Message:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        def request() -> Request:
+            scope = {"type": "http", "headers": [], EXCHANGE: Exchange("id", time.monotonic())}
+            return Request(scope, receive)
+
+        def compile_form() -> None:
+            begun.append(1)
+            go_on.wait(20)
+
+        formed, plain = GenerationFields(model="m", guided_regex="a"), GenerationFields(model="m")
+        forms = [asyncio.create_task(prepares.prepare(request(), formed, compile_form)) for _ in range(40)]
+        while len(begun) < 2:
+            await asyncio.sleep(0.001)
+        forms[0].cancel()  # its thread goes on, so its place is not free
+        assert await prepares.prepare(request(), plain, lambda: "prepared") == "prepared"
+        assert len(begun) == 2
+        go_on.set()
+        await asyncio.gather(*forms, return_exceptions=True)
+        assert len(begun) == 40
+
+    asyncio.run(scene())
