@@ -19,6 +19,11 @@ def both_serve(two: Cluster) -> bool:
     return answer.status_code == 200 and two.samples("medusa_worker_up") == {"0": 1.0, "1": 1.0}
 
 
+def taken(two: Cluster) -> float:
+    """Requests that replicas answer or hold in their queues."""
+    return sum(sum(two.samples(f"medusa_num_requests_{where}").values()) for where in ("running", "waiting"))
+
+
 def test_a_killed_replica_loses_no_later_request_and_comes_back(two: Cluster) -> None:
     wait_for("two replicas", lambda: len(two.replicas()) == 2)
     killed, kept = two.replicas()
@@ -36,14 +41,19 @@ def test_a_killed_replica_loses_no_later_request_and_comes_back(two: Cluster) ->
     assert killed not in two.replicas()
 
 
-def test_a_stream_of_a_killed_replica_ends_with_an_error(two: Cluster) -> None:
+def test_what_killed_replicas_were_answering_ends_with_an_error(two: Cluster) -> None:
     wait_for("two replicas", lambda: both_serve(two))
-    with two.stream("everything") as events:
+    whole = {"max_tokens": 1500, "ignore_eos": True, "speculation": {"mode": "off"}}
+    with ThreadPoolExecutor(1) as pool, two.stream("everything") as events:
+        other = pool.submit(two.chat, "everything else", **whole)
         next(events)
+        wait_for("two requests at replicas", lambda: taken(two) == 2)
         for replica in two.replicas():
             os.kill(replica, signal.SIGKILL)
         *_, last, end = events
 
+    assert other.result().status_code == 500
+    assert other.result().json()["error"]["code"] == "worker_died"
     assert json.loads(last)["error"]["code"] == "worker_died"
     assert end == "[DONE]"
     # nobody is left, and the next one waits until somebody is back
