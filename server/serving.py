@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from medusa_core.errors import ConfigurationError, MedusaError
+from server.allocator import share_arenas
 from server.app import http_config
 from server.assembly import assemble
 from server.logs import LevelSwitch, configure_logs, fill_standard_streams, rendering_of
@@ -188,6 +189,7 @@ def run_server(settings: Settings, factory: str, console: Console) -> None:
     """
     fill_standard_streams()
     configure_logs(rendering_of(settings.log_format), settings.log_level, "server")
+    share_arenas()
     fitting = connections_within(settings.max_connections, raise_limit())
     if fitting < settings.max_connections:
         reason = "connections are taken at one time, not %d: more would leave no open files for the rest"

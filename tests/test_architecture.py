@@ -60,7 +60,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"exchange"},
         {"conversations", "merged_metrics", "relayed"},
         {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
-        {"logs", "open_files"},
+        {"allocator", "logs", "open_files"},
     ],
 }
 
