@@ -1,6 +1,7 @@
 """The connection below the application: what uvicorn and h11 leave without a limit gets one here."""
 
 import asyncio
+import contextlib
 import http
 import uuid
 from collections.abc import Callable
@@ -215,7 +216,8 @@ class GuardedProtocol(H11Protocol):
             self.transport.abort()
             return
         self._answer(error)
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # a client that has just gone needs no goodbye
+            self.transport.write_eof()
         self.flow.resume_reading()
         self._reading = self.loop.call_later(LINGER_S, self.transport.abort)
 
