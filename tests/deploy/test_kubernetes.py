@@ -174,6 +174,10 @@ def test_pods_are_added_by_what_waits_and_what_is_answered() -> None:
     # what a job is called is what the Prometheus operator calls it by: the Service
     jobs = set(re.findall(r'job="(\w+)"', trigger["metadata"]["query"]))
     assert jobs == {OBJECTS["Service"]["metadata"]["name"]}
+    spaces = set(re.findall(r'namespace="(\w+)"', trigger["metadata"]["query"]))
+    assert spaces == {read(path)["namespace"] for path in KUSTOMIZATIONS}, (
+        "a second one's requests would bring pods here"
+    )
     assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] > 5 * behavior["scaleUp"]["stabilizationWindowSeconds"]
@@ -183,8 +187,13 @@ def test_two_answers_and_four_who_wait_are_six_requests_wherever_they_are(run: R
     (trigger,) = OBJECTS["ScaledObject"]["spec"]["triggers"]
     record = {"record": "requests", "expr": trigger["metadata"]["query"]}
     series = [
-        {"series": f'medusa_num_requests_{name}{{job="{job}", pod="{pod}"}}', "values": f"{value}x20"}
-        for pod, job, running, waiting in (("a", "medusa", 1, 4), ("b", "medusa", 1, 0), ("c", "another", 1, 9))
+        {"series": f'medusa_num_requests_{name}{{{labels}, pod="{pod}"}}', "values": f"{value}x20"}
+        for pod, labels, running, waiting in (
+            ("a", 'namespace="medusa", job="medusa"', 1, 4),
+            ("b", 'namespace="medusa", job="medusa"', 1, 0),
+            ("c", 'namespace="medusa", job="another"', 1, 9),
+            ("d", 'namespace="another", job="medusa"', 1, 9),
+        )
         for name, value in (("running", running), ("waiting", waiting))
     ]
     expected = [{"expr": "requests", "eval_time": "4m", "exp_samples": [{"labels": "requests", "value": 6}]}]
