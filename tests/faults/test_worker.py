@@ -41,6 +41,12 @@ async def answer(server: Server) -> list[Any]:
     return found
 
 
+async def begun(server: Server) -> tuple[dict[str, float], list[Any]]:
+    """The metrics of an idle server, and what it answers."""
+    await ready(server)
+    return await server.idle(), await answer(server)
+
+
 async def open_stream(server: Server, body: Any = ENDLESS) -> Wire:
     """A stream that has begun."""
     wire = await Wire.connect(server.port)
@@ -58,6 +64,11 @@ async def gauge(server: Server, name: str, value: float) -> None:
 
 async def recovered(server: Server, before: dict[str, float], expected: list[Any], reason: str) -> None:
     """The next worker answers as the last one did, and one restart was counted, for this reason."""
+    deadline = time.monotonic() + 60
+    # until the server has noticed it still says that it is ready
+    while grown(await server.metrics(), before, "medusa_worker_restarts_total") == 0:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
     await ready(server)
     assert await answer(server) == expected
     after = await server.idle()
@@ -71,7 +82,7 @@ REASONS = ("crash", "oom", "hang", "manual")
 
 def test_a_worker_killed_while_idle_costs_nobody_an_answer(server: Server) -> None:
     async def run() -> None:
-        before, expected = await server.idle(), await answer(server)
+        before, expected = await begun(server)
         os.kill(server.worker, signal.SIGKILL)
         await recovered(server, before, expected, "oom")
 
@@ -83,7 +94,7 @@ def test_a_worker_killed_at_work_is_an_error_for_who_is_answered_and_nobody_else
     server: Server, body: dict[str, Any]
 ) -> None:
     async def run() -> None:
-        before, expected = await server.idle(), await answer(server)
+        before, expected = await begun(server)
         running = asyncio.create_task(ask(server.port, COMPLETIONS, body, within_s=60))
         await gauge(server, "running", 1)
         waiting = asyncio.create_task(answer(server))
@@ -102,7 +113,7 @@ def test_a_worker_killed_at_work_is_an_error_for_who_is_answered_and_nobody_else
 
 def test_a_worker_killed_in_mid_stream_is_a_last_event_for_the_reader(server: Server) -> None:
     async def run() -> None:
-        before, expected = await server.idle(), await answer(server)
+        before, expected = await begun(server)
         async with await open_stream(server) as wire:
             events = wire.events()
             for _ in range(5):
@@ -117,7 +128,7 @@ def test_a_worker_killed_in_mid_stream_is_a_last_event_for_the_reader(server: Se
 
 def test_a_worker_stopped_in_mid_stream_is_found_hanging(server: Server) -> None:
     async def run() -> None:
-        before, expected = await server.idle(), await answer(server)
+        before, expected = await begun(server)
         async with await open_stream(server) as wire:
             events = wire.events()
             await anext(events)
@@ -135,7 +146,7 @@ def test_a_worker_stopped_in_mid_stream_is_found_hanging(server: Server) -> None
 
 def test_workers_killed_under_load_and_while_they_load_cost_only_whom_they_answer(server: Server) -> None:
     async def run() -> None:
-        before, expected = await server.idle(), await answer(server)
+        before, expected = await begun(server)
         answered = asyncio.create_task(ask(server.port, COMPLETIONS, ENDLESS, within_s=120))
         await gauge(server, "running", 1)
         asked = [asyncio.create_task(ask(server.port, COMPLETIONS, SMALL, within_s=120)) for _ in range(24)]
@@ -164,7 +175,7 @@ def test_workers_killed_under_load_and_while_they_load_cost_only_whom_they_answe
 
 def test_a_request_without_memory_is_told_so_and_the_same_worker_answers_the_next(server: Server) -> None:
     async def run() -> None:
-        before, expected, worker = await server.idle(), await answer(server), server.worker
+        (before, expected), worker = await begun(server), server.worker
         limits = resource.prlimit(worker, resource.RLIMIT_AS)
         # from now on it gets no more than it has; the scores of a long prompt take several MiB
         resource.prlimit(worker, resource.RLIMIT_AS, (1 << 20, limits[1]))
