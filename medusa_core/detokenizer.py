@@ -58,6 +58,10 @@ class TextStream:
         self._length = 0
         self._stopped = False
 
+    def without_stops(self) -> "TextStream":
+        """The text of the same answer as if there were no stop strings; to be asked for before the first token."""
+        return TextStream(self._backend, self._spelling, (), self._window, self._keeps_special)
+
     def push(self, tokens: Sequence[int]) -> TextPiece:
         """Add tokens in order; the piece holds the text that became safe.
 

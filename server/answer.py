@@ -14,7 +14,8 @@ from medusa_core.text import TextStream
 from server.exchange import Generated
 from server.metrics import ModelMetrics
 from server.predicted import PredictionCount
-from server.schemas.usage import SpeculationStats, Usage
+from server.schemas.usage import SpeculationStats, StepRecord, Usage
+from server.step_records import Recorder
 from server.token_scores import ScoredToken
 from server.worker.job import Job
 from server.worker.messages import FinishReason, TokenDelta, TokenLogprobs
@@ -26,18 +27,20 @@ __all__ = ["Answer", "Echo", "Piece", "Tally"]
 class Piece:
     """A part of an answer.
 
-    tokens: with their log-probabilities, when those were asked for; they come with the text they spell, or before it.
+    tokens:  with their log-probabilities, when those were asked for; they come with the text they spell, or before it.
+    records: of the steps that emitted those tokens, when they were asked for.
     """
 
     text: str
     tokens: tuple[ScoredToken, ...] | None
+    records: tuple[StepRecord, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens)
+        return bool(self.text or self.tokens or self.records)
 
     def __add__(self, other: "Piece") -> "Piece":
         tokens = None if self.tokens is None or other.tokens is None else self.tokens + other.tokens
-        return Piece(self.text + other.text, tokens)
+        return Piece(self.text + other.text, tokens, self.records + other.records)
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ class Answer:
     scored:    whether tokens are reported with their log-probabilities.
     sibling:   the first answer to the same prompt, which paid for it; None for that one itself.
     predicted: counts what of a predicted output the answer holds; None when nothing was predicted.
+    recorder:  records each step; None when nobody asked for that.
     """
 
     text: TextStream
@@ -198,6 +202,7 @@ class Answer:
     scored: bool
     sibling: "Answer | None"
     predicted: PredictionCount | None = None
+    recorder: Recorder | None = None
     finish_reason: FinishReason | None = None
     _prompt_logprobs: Sequence[TokenLogprobs] | None = None
     _logprob: float = 0.0
@@ -226,7 +231,8 @@ class Answer:
         self._logprob += sum(entry.logprob for entry in logprobs)
         if delta.prompt is not None:
             self._prompt_logprobs = delta.prompt.logprobs
-        return self._opening() + Piece(piece.text, self._score(shown, piece.offsets, logprobs))
+        records = self.recorder.take(delta, used, piece.stopped) if self.recorder is not None else ()
+        return self._opening() + Piece(piece.text, self._score(shown, piece.offsets, logprobs), records)
 
     def rest(self) -> Piece:
         """Text that was held back until the end was known."""

@@ -25,6 +25,7 @@ from server.metrics import Metrics
 from server.predicted import PredictionCount
 from server.schemas.common import GenerationFields
 from server.schemas.usage import SpeculationStats, Usage
+from server.step_records import MOST_RECORDS, StepRecords
 from server.streaming import stream_response
 from server.worker.client import WorkerClient
 from server.worker.job import Job
@@ -213,20 +214,24 @@ class Answering:
             arrived=exchange.arrived,
         )
         exchange.tell = lambda: tally.generated(self.model_name, job)
+        steps = StepRecords(self.codec, None if body.stream else MOST_RECORDS) if body.wants_detail else None
         answers: list[Answer] = []
         for index, one in enumerate(wanted):
             sibling = answers[one.first] if one.first != index else None
-            answers.append(Answer(one.text, tally, one.echo, is_scored, sibling, _watched(one, tally)))
+            recorder = steps.recorder(index, one.text) if steps is not None else None
+            answers.append(Answer(one.text, tally, one.echo, is_scored, sibling, _watched(one, tally), recorder))
         ignored = body.ignored_fields()
         headers = {"x-ignored-fields": ignored} if ignored is not None else {}
         is_streaming = False
         try:
             if not body.stream:
                 wholes = await unless_gone(request.receive, self._collect(job, answers))
-                chosen = [wholes[index] for index in _likeliest(answers, wanted, kept)]
-                usage, stats = tally.usage(), tally.speculation()
+                chosen = _likeliest(answers, wanted, kept)
+                sent, usage, stats = [wholes[index] for index in chosen], tally.usage(), tally.speculation()
+                if steps is not None:
+                    steps.tell(stats, chosen)
                 # log-probabilities of many tokens are megabytes, and writing them takes a while
-                content = await asyncio.to_thread(lambda: msgspec.json.encode(shape.whole(chosen, usage, stats)))
+                content = await asyncio.to_thread(lambda: msgspec.json.encode(shape.whole(sent, usage, stats)))
                 tally.close(shape.outcome(len(answers) - 1, wholes[-1].reason))
                 return Response(content, headers=headers, media_type="application/json")
             first = await unless_gone(request.receive, _next(job))

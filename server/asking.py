@@ -129,6 +129,7 @@ def to_generate(
         # what no answer can hold need not travel
         prediction=prediction[: info.max_context],
         cache_salt=None,
+        detail=body.wants_detail,
     )
 
 

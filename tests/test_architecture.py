@@ -42,7 +42,17 @@ LAYERS: dict[str, list[set[str]]] = {
         {"answering"},
         {"asking", "calling"},
         {"answer", "observing", "rate_limit"},
-        {"streaming", "token_scores", "worker.client", "auth", "body_guard", "grammars", "http_protocol", "tool_calls"},
+        {
+            "streaming",
+            "step_records",
+            "token_scores",
+            "worker.client",
+            "auth",
+            "body_guard",
+            "grammars",
+            "http_protocol",
+            "tool_calls",
+        },
         {"worker.core_engine", "worker.supervisor"},
         {"worker.child"},
         {

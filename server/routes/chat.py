@@ -74,14 +74,17 @@ class ChatShape:
         return [self._chunk(index, {"role": "assistant", "content": ""}, None, None)]
 
     def piece(self, index: int, piece: Piece) -> list[ChatCompletionChunk]:
-        """Chunks of text, of reasoning and of calls; log-probabilities come with the first or alone."""
+        """Chunks of text, of reasoning and of calls; log-probabilities and records come with the first or alone."""
         deltas = [self._delta(index, event) for event in self.streams[index].feed(piece.text)]
         logprobs = self._logprobs(piece)
-        if logprobs is not None and not deltas:
+        if (logprobs is not None or piece.records) and not deltas:
             deltas = [{}]
-        return [
+        chunks = [
             self._chunk(index, delta, None, logprobs if number == 0 else None) for number, delta in enumerate(deltas)
         ]
+        if piece.records:
+            chunks[0]["speculation_detail"] = list(piece.records)
+        return chunks
 
     def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> list[ChatCompletionChunk]:
         """What was held back, then an empty delta that says why the answer ended."""

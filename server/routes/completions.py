@@ -59,7 +59,10 @@ class CompletionShape:
 
     def piece(self, index: int, piece: Piece) -> list[CompletionChunk]:
         """A chunk of text."""
-        return [self._chunk([self._choice(index, piece, None)])]
+        chunk = self._chunk([self._choice(index, piece, None)])
+        if piece.records:
+            chunk["speculation_detail"] = list(piece.records)
+        return [chunk]
 
     def finish(self, index: int, reason: FinishReason, stats: SpeculationStats | None) -> list[CompletionChunk]:
         """No more text, and why."""

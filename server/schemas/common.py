@@ -168,10 +168,11 @@ class SpeculationFields(BaseModel):
     acceptance: AcceptanceName | None = None
     epsilon: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     delta: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    detail: Flag = False
 
     def params(self) -> SpeculationParams:
         """The engine's parameters. Raises InvalidParameter for a value out of range."""
-        return SpeculationParams(**self.model_dump(exclude_none=True))
+        return SpeculationParams(**self.model_dump(exclude_none=True, exclude={"detail"}))
 
 
 class Prediction(BaseModel):
@@ -252,6 +253,11 @@ class GenerationFields(RequestFields, FormatFields):
     def answers_wanted(self) -> int:
         """Answers to each prompt."""
         return self.n if self.n is not None else 1
+
+    @property
+    def wants_detail(self) -> bool:
+        """Whether each step is to be told of."""
+        return self.speculation is not None and self.speculation.detail
 
     @model_validator(mode="after")
     def _stream_options_have_a_stream(self) -> Self:

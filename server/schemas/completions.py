@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from medusa_core.errors import InvalidParameter
 from server.schemas.common import INT64, MAX_ANSWERS, MAX_TOP_LOGPROBS, Flag, GenerationFields
-from server.schemas.usage import SpeculationStats, Usage
+from server.schemas.usage import SpeculationStats, StepRecord, Usage
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -171,3 +171,4 @@ class CompletionChunk(_ChunkBase, total=False):
 
     usage: Usage | None
     speculation: SpeculationStats
+    speculation_detail: list[StepRecord]

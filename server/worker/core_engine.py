@@ -3,7 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
+from server.worker.messages import (
+    DraftedNode,
+    Generate,
+    Load,
+    PromptStats,
+    StepDetail,
+    StepStats,
+    TokenDelta,
+    TokenLogprobs,
+    WorkerInfo,
+)
 from server.worker.process import WorkerEngine
 
 __all__ = ["load_engine"]
@@ -98,6 +108,7 @@ class _CoreEngine:
             grammar=request.grammar,
             prediction=tuple(request.prediction),
             cache_salt=request.cache_salt,
+            detail=request.detail,
         )
         for delta in self._engine.generate(generation, should_stop):
             prompt, step = delta.prompt, delta.step
@@ -111,10 +122,28 @@ class _CoreEngine:
                 ),
                 step=None
                 if step is None
-                else StepStats(step.drafted, list(step.accepted), list(step.head_hits), step.seconds, step.phases),
+                else StepStats(
+                    step.drafted,
+                    list(step.accepted),
+                    list(step.head_hits),
+                    step.seconds,
+                    step.phases,
+                    _detail(step.detail),
+                ),
                 finish_reason=delta.finish_reason,
                 logprobs=_logprobs(delta.logprobs),
             )
+
+
+def _detail(found: Any) -> StepDetail | None:
+    """The engine's StepDetail as a message's."""
+    if found is None:
+        return None
+    nodes = [
+        DraftedNode(node.token, node.parent, node.depth, node.source, node.rank, node.probability)
+        for node in found.nodes
+    ]
+    return StepDetail(nodes, list(found.path), list(found.tokens))
 
 
 def _logprobs(found: Sequence[Any] | None) -> list[TokenLogprobs] | None:

@@ -15,6 +15,7 @@ from server.logs import LogLevel, Rendering
 __all__ = [
     "Cancel",
     "Done",
+    "DraftedNode",
     "EndReason",
     "Ending",
     "Failed",
@@ -32,6 +33,7 @@ __all__ = [
     "SetLogLevel",
     "Shutdown",
     "Speculation",
+    "StepDetail",
     "StepStats",
     "ToWorker",
     "TokenDelta",
@@ -114,6 +116,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     prediction: tokens that the client expects the answer to hold.
     cache_salt: rows of the cache are reused between requests of equal salt only.
     request_id: stands in what the worker logs about it.
+    detail:     report each step's tree and what became of it.
     """
 
     id: int
@@ -129,6 +132,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     prediction: list[int]
     cache_salt: str | None
     request_id: str | None = None
+    detail: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -220,6 +224,25 @@ class PromptStats(msgspec.Struct, frozen=True):
     logprobs: list[TokenLogprobs] | None
 
 
+class DraftedNode(msgspec.Struct, frozen=True, array_like=True):
+    """medusa_core's DraftedNode: parent, source and rank are None for the root, rank for what no head drafted."""
+
+    token: int
+    parent: int | None
+    depth: int
+    source: str | None
+    rank: int | None
+    probability: float
+
+
+class StepDetail(msgspec.Struct, frozen=True, array_like=True):
+    """medusa_core's StepDetail: the used nodes, the accepted ones among them, the emitted tokens before any cut."""
+
+    nodes: list[DraftedNode]
+    path: list[int]
+    tokens: list[int]
+
+
 class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """One verifying forward pass and its duration.
 
@@ -227,6 +250,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     accepted:  who proposed each accepted draft, in order; the bonus is nobody's.
     head_hits: whether each head's likeliest token was the one emitted, for the heads behind accepted tokens only.
     phases:    seconds of each part of the step; empty where nobody waited for the device to learn them.
+    detail:    the step to look at, when it was asked for.
     """
 
     drafted: dict[str, int]
@@ -234,6 +258,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     head_hits: list[bool]
     seconds: float
     phases: dict[str, float]
+    detail: StepDetail | None = None
 
 
 class TokenDelta(msgspec.Struct, frozen=True, tag=True):

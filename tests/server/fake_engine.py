@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from medusa_core.errors import DeviceFault, HeadsMismatch, InvalidParameter, OutOfMemory
-from server.worker.messages import Generate, Load, PromptStats, StepStats, TokenDelta, TokenLogprobs, WorkerInfo
+from server.worker.messages import (
+    DraftedNode,
+    Generate,
+    Load,
+    PromptStats,
+    StepDetail,
+    StepStats,
+    TokenDelta,
+    TokenLogprobs,
+    WorkerInfo,
+)
 
 FACTORY = "tests.server.fake_engine:load"
 
@@ -85,13 +95,15 @@ class FakeEngine:
         answer = words * (1 + room // max(1, len(words))) if endless else [*words, EOS]
         at, count = 0, 1
         while not should_stop():
-            tokens = answer[at : at + count][:left]
-            at += count
+            emitted = answer[at : at + count]
+            tokens = emitted[:left]
+            root, at = answer[at - 1], at + count
             stop = next((index for index, token in enumerate(tokens) if token in stops), None)
             tokens = tokens if stop is None else tokens[: stop + 1]
             left -= len(tokens)
             accepted = ["heads"] * (TOKENS_PER_STEP - 1)
-            step = None if count == 1 else StepStats({"heads": DRAFTED}, accepted, [], 0.002, {})
+            detail = _detail(root, emitted) if request.detail else None
+            step = None if count == 1 else StepStats({"heads": DRAFTED}, accepted, [], 0.002, {}, detail)
             reason = "stop" if stop is not None else "length" if left == 0 else None
             told = prompt if count == 1 else None
             yield TokenDelta(request.id, tokens, told, step, reason, _logprobs(request, tokens))
@@ -110,6 +122,16 @@ class FakeEngine:
             if seed == ENDLESS:
                 time.sleep(0.02)
             count = TOKENS_PER_STEP
+
+
+def _detail(root: int, emitted: list[int]) -> StepDetail:
+    """A chain of what is accepted, and behind the root a guess that is wrong."""
+    nodes = [DraftedNode(root, None, 0, None, None, 1.0), DraftedNode(0, 0, 1, "heads", 1, 0.125)]
+    parent = 0
+    for depth, token in enumerate(emitted[:-1], start=1):
+        nodes.append(DraftedNode(token, parent, depth, "heads", 0, 0.5**depth))
+        parent = depth + 1
+    return StepDetail(nodes, list(range(2, len(nodes))), emitted)
 
 
 def _logprobs(request: Generate, tokens: list[int]) -> list[TokenLogprobs] | None:

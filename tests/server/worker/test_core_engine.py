@@ -19,3 +19,12 @@ def test_the_engine_of_the_demo_model_speaks_the_messages() -> None:
     assert [decode_from_worker(encode(delta)) for delta in deltas] == deltas
     assert all(isinstance(delta, TokenDelta) and delta.id == 7 for delta in deltas)
     assert sum(len(delta.tokens) for delta in deltas) == 4
+    assert all(delta.step is None or delta.step.detail is None for delta in deltas)
+
+    watched = list(engine.generate(replace(generate(7), max_tokens=4, detail=True), lambda: False))
+
+    assert [delta.tokens for delta in watched] == [delta.tokens for delta in deltas]
+    assert [decode_from_worker(encode(delta)) for delta in watched] == watched
+    for delta in watched[1:]:
+        assert delta.step is not None and delta.step.detail is not None
+        assert len(delta.step.detail.nodes) == 1 + sum(delta.step.drafted.values())

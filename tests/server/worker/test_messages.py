@@ -4,6 +4,7 @@ import pytest
 from server.worker.messages import (
     Cancel,
     Done,
+    DraftedNode,
     Failed,
     Generate,
     Load,
@@ -13,6 +14,7 @@ from server.worker.messages import (
     Sampling,
     Shutdown,
     Speculation,
+    StepDetail,
     StepStats,
     TokenDelta,
     TokenLogprobs,
@@ -23,6 +25,8 @@ from server.worker.messages import (
 from tests.server.worker_info import LOAD
 
 STEP = StepStats({"heads": 7}, [], [True], 0.1, {"verify": 0.05})
+NODES = [DraftedNode(6, None, 0, None, None, 1.0), DraftedNode(7, 0, 1, "heads", 2, 0.125)]
+WATCHED = msgspec.structs.replace(STEP, detail=StepDetail(NODES, [1], [7, 8]))
 GENERATE = Generate(
     id=1,
     prompt=[0, 2**31],
@@ -58,6 +62,7 @@ def test_what_is_sent_to_the_worker_arrives_unchanged(message: Load | Generate |
         Progress("loading", 0.5),
         TokenDelta(1, [5, 6], PromptStats(3, 0, 0.1, None), None, None, None),
         TokenDelta(1, [7], None, STEP, "stop", [TokenLogprobs(-0.25, [(7, -0.25)])]),
+        TokenDelta(1, [7, 8], None, WATCHED, None, None),
         Done(1),
         Failed(1, RemoteError("EngineError", "no", None)),
     ],
