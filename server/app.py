@@ -33,6 +33,7 @@ from server.routes.chat import chat_router
 from server.routes.completions import completions_router
 from server.routes.models import models_router
 from server.routes.ops import ops_router
+from server.routes.playground import playground_router
 from server.routes.tokenize import tokenize_router
 from server.settings import Settings
 from server.streaming import let_streams_finish
@@ -141,7 +142,7 @@ def create_app(
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, per_minute=settings.rate_limit, on_refused=count)
     keys = [key.get_secret_value() for key in settings.api_key]
-    open_to_all = open_paths(metrics=settings.open_metrics, docs=settings.open_docs)
+    open_to_all = open_paths(settings.open_metrics, settings.open_docs, settings.playground)
     app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_to_all, on_refused=count)
     # the framework's own stands outside of what follows, where an answer gets no id and no origin
     app.add_middleware(ServerErrorMiddleware, handler=refuse)
@@ -163,6 +164,8 @@ def create_app(
     app.include_router(models_router(answering))
     app.include_router(tokenize_router(answering))
     app.include_router(ops_router(worker, metrics))
+    if settings.playground:
+        app.include_router(playground_router())
     statuses = {200, *(problem.status for problem in PROBLEMS.values())}
     for route in ("/v1/chat/completions", "/v1/completions"):
         metrics.expect_http(route, "POST", sorted(statuses))

@@ -11,22 +11,27 @@ from server.errors import InvalidApiKey, error_response
 
 __all__ = ["KEY_LABEL", "ApiKeyGuard", "is_open", "open_paths"]
 
-# What may be open to everybody; a path that is not listed needs a key. One that ends in / stands for all below it.
+# What may be open to everybody; a path that is not listed needs a key. One that ends in / stands for all below it,
+# except the root, which is only itself.
 PROBES = frozenset({"/health", "/ready"})
 METRICS = frozenset({"/metrics"})
 DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc", "/static-offline-docs/"})
+# The page holds nothing; what it shows it asks for with the key that is typed into it.
+PLAYGROUND = frozenset({"/", "/playground/"})
 # Where the ASGI scope tells whose request it is, while there are several keys.
 KEY_LABEL = "medusa.key"
 
 
-def open_paths(metrics: bool, docs: bool) -> frozenset[str]:
-    """What needs no key: the probes, and the metrics and the described interface where the operator says so."""
-    return PROBES | (METRICS if metrics else frozenset()) | (DOCS if docs else frozenset())
+def open_paths(metrics: bool, docs: bool, playground: bool) -> frozenset[str]:
+    """What needs no key: the probes, and metrics, described interface and playground where the operator says so."""
+    chosen = {METRICS: metrics, DOCS: docs, PLAYGROUND: playground}
+    return PROBES.union(*(paths for paths, is_open_to_all in chosen.items() if is_open_to_all))
 
 
 def is_open(path: str, paths: Collection[str]) -> bool:
     """Whether a path, as it is routed, is one of these or below one that ends in /."""
-    return path in paths or any(path.startswith(parent) for parent in paths if parent.endswith("/"))
+    folders = (parent for parent in paths if parent.endswith("/") and parent != "/")
+    return path in paths or any(path.startswith(folder) for folder in folders)
 
 
 class ApiKeyGuard:

@@ -148,9 +148,7 @@ class Settings(BaseSettings):
     delivery_ms: float = Field(
         0.25, ge=0, allow_inf_nan=False, description="on a CPU, what a step's delivery takes beside its computation"
     )
-    threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the worker; left out: all but one"
-    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the worker; left out: all but one")
     chat_template: Path | None = Field(None, description="file with a Jinja chat template for models without one")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="largest request body")
     max_connections: int = Field(512, ge=1, description="clients that may be connected at one time")
@@ -167,6 +165,7 @@ class Settings(BaseSettings):
     )
     open_metrics: bool = Field(True, description="/metrics needs no key")
     open_docs: bool = Field(False, description="/docs, /redoc and /openapi.json need no key")
+    playground: bool = Field(True, description="a page at / to try the model; it needs no key, what it asks for does")
     request_timeout_s: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="seconds a request may take, waiting included"
     )

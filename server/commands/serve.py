@@ -65,6 +65,7 @@ def serve(
     rate_limit: Annotated[Text, _setting("rate_limit")] = None,
     open_metrics: Annotated[bool | None, _setting("open_metrics")] = None,
     open_docs: Annotated[bool | None, _setting("open_docs")] = None,
+    playground: Annotated[bool | None, _setting("playground")] = None,
     request_timeout_s: Annotated[Text, _setting("request_timeout_s")] = None,
     step_timeout_s: Annotated[Text, _setting("step_timeout_s")] = None,
     shutdown_timeout_s: Annotated[Text, _setting("shutdown_timeout_s")] = None,

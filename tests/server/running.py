@@ -46,6 +46,9 @@ class Running:
     def get(self, path: str, **arguments: Any) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=20, **arguments)
 
+    def head(self, path: str) -> httpx.Response:
+        return httpx.head(f"{self.url}{path}", timeout=20)
+
     @contextmanager
     def busy(self) -> Iterator[Iterator[str]]:
         """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
@@ -97,7 +100,7 @@ def running(folder: Path, factory: str = fake_engine.FACTORY, wait: bool = True,
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     deadline = time.monotonic() + 60
-    while wait and worker.state.phase == "loading":
+    while not loops or (wait and worker.state.phase == "loading"):
         assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     try:

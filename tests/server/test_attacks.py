@@ -89,10 +89,11 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
             pending += inner.routes
 
 
-@pytest.mark.parametrize("options", [{}, {"open_docs": True}, {"open_metrics": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"open_docs": True}, {"open_metrics": False}, {"playground": False}], ids=str)
 def test_every_route_needs_the_key_or_is_on_the_public_list(tmp_path: Path, options: dict[str, bool]) -> None:
     app = built(tmp_path, Metrics(MODEL, 1), api_key=KEY, **options)
-    public = open_paths(**{"metrics": True, "docs": False, **{name[5:]: value for name, value in options.items()}})
+    chosen = {name.removeprefix("open_"): value for name, value in options.items()}
+    public = open_paths(**{"metrics": True, "docs": False, "playground": True, **chosen})
 
     async def statuses() -> dict[tuple[str, str], int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

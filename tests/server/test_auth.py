@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.auth import KEY_LABEL, ApiKeyGuard, is_open, open_paths
 
-OPEN = open_paths(metrics=True, docs=False)
+OPEN = open_paths(metrics=True, docs=False, playground=False)
 
 
 class Door:
@@ -84,13 +84,19 @@ def test_a_key_may_come_in_a_header_of_its_own(authorization: bytes | None) -> N
 
 
 def test_the_probes_are_open_and_the_rest_as_the_operator_says() -> None:
-    assert open_paths(metrics=False, docs=False) == {"/health", "/ready"}
-    assert open_paths(metrics=True, docs=False) == {"/health", "/ready", "/metrics"}
-    assert {"/docs", "/redoc", "/openapi.json"} < open_paths(metrics=False, docs=True)
+    assert open_paths(metrics=False, docs=False, playground=False) == {"/health", "/ready"}
+    assert open_paths(metrics=True, docs=False, playground=False) == {"/health", "/ready", "/metrics"}
+    assert {"/docs", "/redoc", "/openapi.json"} < open_paths(metrics=False, docs=True, playground=False)
+    assert {"/", "/playground/"} < open_paths(metrics=False, docs=False, playground=True)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/docs", "/playground", "//", "/index.html"])
+def test_an_open_root_opens_nothing_below_it(path: str) -> None:
+    assert not is_open(path, open_paths(metrics=False, docs=False, playground=True))
 
 
 def test_a_folder_opens_what_is_below_it_and_a_file_only_itself() -> None:
-    paths = open_paths(metrics=True, docs=True)
+    paths = open_paths(metrics=True, docs=True, playground=False)
 
     assert is_open("/static-offline-docs/redoc.standalone.js", paths)
     assert not any(

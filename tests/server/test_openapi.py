@@ -7,7 +7,7 @@ import pytest
 from server.auth import open_paths
 from tests.server.running import Running, running
 
-OPEN_TO_ALL = open_paths(metrics=True, docs=False)
+OPEN_TO_ALL = open_paths(metrics=True, docs=False, playground=False)
 
 
 @pytest.fixture(scope="module")

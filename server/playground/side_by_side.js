@@ -1,0 +1,116 @@
+/** The same question again with speculation switched, beside the first answer, and what the two have to say. */
+
+import { Answer } from "./answer.js";
+import { firstDifference, gapAt, ratioOf, scoredOf } from "./comparison.js";
+import { element } from "./elements.js";
+import { AnswerView } from "./message.js";
+
+/** @typedef {import("./api.js").Api} Api */
+/** @typedef {{path: string, body: any}} Asked */
+
+const ALTERNATIVES = 5;
+
+/** @param {Asked} asked @returns {boolean} */
+export function isPlain(asked) {
+  return asked.body.speculation.mode === "off";
+}
+
+/**
+ * The same request, speculating the other way.
+ * @param {Asked} asked
+ * @returns {Asked}
+ */
+export function switched(asked) {
+  const speculation = { detail: true, mode: isPlain(asked) ? "auto" : "off" };
+  return { path: asked.path, body: { ...asked.body, speculation } };
+}
+
+/**
+ * @param {Api} api
+ * @param {AnswerView} first a finished answer
+ * @param {Asked} asked
+ * @param {HTMLElement} place where the second answer and the verdict go
+ * @param {{signal: AbortSignal, onStep: (view: AnswerView, place: number) => void, onView: (view: AnswerView) => void}} page
+ * @returns {Promise<string>} the verdict
+ */
+export async function compare(api, first, asked, place, page) {
+  const again = switched(asked);
+  const title = isPlain(again) ? "Speculation off" : "Speculation on";
+  const look = { prompt: first.prompt.textContent ?? "", isColoured: first.isColoured };
+  const second = new AnswerView(title, new Answer(performance.now()), look, page.onStep);
+  const verdict = element("div", { class: "verdict" });
+  place.replaceChildren(second.node, verdict);
+  page.onView(second);
+  for await (const chunk of api.stream(again.path, again.body, page.signal)) {
+    second.answer.take(chunk, performance.now());
+    second.plan();
+  }
+  second.update();
+  const [fast, plain] = isPlain(again) ? [first, second] : [second, first];
+  const offset = firstDifference(fast.answer.text, plain.answer.text);
+  const words = offset === null ? "The text is the same." : await parting(api, isPlain(again) ? again : asked, fast, plain, offset, page.signal);
+  const times = ratioOf(fast.answer.decodeSeconds, plain.answer.decodeSeconds);
+  verdict.append(element("p", { class: offset === null ? "same" : "different" }, words), ...race(fast, plain), element("p", {}, times));
+  return `${words} ${times}`;
+}
+
+/**
+ * Where two texts part, and how close the model was to the other one.
+ * @param {Api} api
+ * @param {Asked} plainly the request without speculation
+ * @param {AnswerView} fast
+ * @param {AnswerView} plain
+ * @param {number} offset
+ * @param {AbortSignal} signal
+ */
+async function parting(api, plainly, fast, plain, offset, signal) {
+  for (const view of [fast, plain]) view.tokens.markDifference(offset);
+  const before = fast.answer.text.slice(0, offset);
+  const where = `The texts part behind ${[...before].length} characters, “…${before.slice(-24)}”`;
+  const gap = gapAt(await scores(api, plainly, offset, signal), offset, fast.answer.text);
+  if (gap === null) return `${where}.`;
+  const nats = gap.gap < 0.01 ? gap.gap.toExponential(1) : gap.gap.toFixed(2);
+  return `${where}: plain decoding wrote “${gap.chosen}” and not “${gap.instead}”, whose logits are ${nats} apart.`;
+}
+
+/**
+ * The plain answer once more as far as it matters, with log-probabilities: they take time, so it was not timed with them.
+ * @param {Api} api
+ * @param {Asked} plainly
+ * @param {number} offset
+ * @param {AbortSignal} signal
+ */
+async function scores(api, plainly, offset, signal) {
+  const isChat = plainly.path.includes("chat");
+  const wanted = isChat ? { logprobs: true, top_logprobs: ALTERNATIVES } : { logprobs: ALTERNATIVES };
+  const body = { ...plainly.body, ...wanted, speculation: { mode: "off" } };
+  const enough = new AbortController();
+  const either = AbortSignal.any([signal, enough.signal]);
+  const found = [];
+  let length = 0;
+  for await (const chunk of api.stream(plainly.path, body, either)) {
+    const scored = scoredOf(chunk.choices[0]?.logprobs, length);
+    found.push(...scored);
+    length = scored.reduce((sum, entry) => sum + entry.token.length, length);
+    if (length > offset) break;
+  }
+  enough.abort();
+  return found;
+}
+
+/**
+ * Both times as bars of one scale.
+ * @param {AnswerView} fast
+ * @param {AnswerView} plain
+ */
+function race(fast, plain) {
+  const times = [["with speculation", fast], ["without", plain]].map(([name, view]) =>
+    ({ name: String(name), seconds: /** @type {AnswerView} */ (view).answer.decodeSeconds ?? 0 }));
+  const longest = Math.max(...times.map(({ seconds }) => seconds));
+  return times.map(({ name, seconds }, index) => {
+    const bar = element("span", { class: `bar ${index === 0 ? "fast" : "slow"}` });
+    bar.style.width = `${longest === 0 ? 0 : (100 * seconds) / longest}%`;
+    return element("div", { class: "race" }, element("span", { class: "name" }, name),
+      element("span", { class: "track" }, bar), element("span", { class: "time" }, `${seconds.toFixed(2)} s`));
+  });
+}
