@@ -1,6 +1,5 @@
 """The pages name what there is, and nothing that is not there."""
 
-import ast
 import json
 import re
 import shlex
@@ -144,20 +143,3 @@ def test_every_page_that_a_page_links_to_exists() -> None:
     for page in folder.glob("*.md"):
         links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         assert [link for link in links if "://" not in link and not (folder / link).exists()] == [], page.name
-
-
-def test_every_test_that_the_operators_page_names_exists() -> None:
-    folder = Path(__file__).parent
-    page = (folder.parent / "docs" / "operations.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page)
-    tests = {
-        file: ast.parse((folder / file).read_text(encoding="utf-8")) for file, _ in named if (folder / file).exists()
-    }
-    gone = [
-        f"{file}::{name}"
-        for file, name in named
-        if file not in tests or not any(getattr(node, "name", None) == name for node in ast.walk(tests[file]))
-    ]
-
-    assert len(named) > 20
-    assert gone == []

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import tomllib
 
 import pytest
 import typer
@@ -11,7 +12,7 @@ import yaml
 from server.cli import create_cli
 from server.settings import ENV_PREFIX, Settings
 from tests.deploy.conftest import ROOT
-from tests.deploy.test_compose import in_example, services
+from tests.deploy.test_compose import EXAMPLE, TEXTS, in_example, services
 from tests.deploy.test_image import stages
 
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -72,6 +73,13 @@ def test_what_the_container_is_told_are_options_of_the_server() -> None:
 
     assert len(told) == 1
     assert {word for words in told for word in words if word.startswith("--")} <= known
+
+
+def test_an_image_has_the_tag_of_its_version_wherever_it_is_named() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [PAGE, EXAMPLE, *TEXTS.values()]
+
+    assert {tag for text in texts for tag in re.findall(r"\bmedusa:(\d[\w.]*\.\d+)", text)} == {project["version"]}
 
 
 def test_all_that_compose_reads_is_what_the_page_and_the_example_call_it() -> None:
