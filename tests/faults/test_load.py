@@ -89,7 +89,9 @@ def test_under_load_every_answer_is_its_solo_answer_and_nothing_is_lost(tmp_path
     def count(name: str, *labels: str) -> float:
         return grown(after, before, name, *labels)
 
-    assert count("medusa_requests_rejected_total", "reason=queue_full") == sum(one.turned_away for one in seen) > 0
+    turned_away = sum(one.turned_away for one in seen)
+    # who leaves while that is on the way does not see it
+    assert 0 < turned_away <= count("medusa_requests_rejected_total", "reason=queue_full") <= turned_away + left
     assert count("medusa_requests_rejected_total", "reason=invalid") == refused > 0
     assert count("medusa_requests_total", "finish_reason=error") == 0
     assert count("medusa_requests_total", "finish_reason=timeout") == 0
