@@ -116,6 +116,45 @@ def test_adjustments_have_an_effect_and_speculation_none(
     assert texts[0] != without["choices"][0]["text"]
 
 
+def test_each_steps_record_agrees_with_the_statistics_and_the_text(server: Running) -> None:
+    asked = {"mode": "tree", "detail": True}
+    alone, answer = complete(server, ignore_eos=True), complete(server, ignore_eos=True, speculation=asked)
+    stats = answer["speculation"]
+    first, *steps = stats["detail"]
+
+    assert answer["choices"] == alone["choices"]
+    assert (first["step"], first["tree"], first["delivered"]) == (0, [], 1)
+    assert [len(step["path"]) for step in steps] == [len(step["tokens"]) - 1 for step in steps]
+    nodes = [node for step in steps for node in step["tree"][1:]]
+    for source, counts in stats["by_source"].items():
+        assert sum(node["source"] == source for node in nodes) == counts["drafted"]
+    assert len(steps) == stats["steps"] and len(nodes) == stats["drafted"]
+    told = [token for record in stats["detail"] for token in record["tokens"][: record["delivered"]]]
+    assert "".join(token["text"] for token in told) == answer["choices"][0]["text"]
+    assert sum(token["source"] != "base" for token in told) == stats["accepted"]
+
+
+def test_two_answers_tell_where_they_part_and_by_what_gap(server: Running) -> None:
+    lossy = {"mode": "tree", "acceptance": "typical", "epsilon": 1e-6, "detail": True}
+    common: dict[str, Any] = {"temperature": 1, "seed": 11, "top_k": 9, "logprobs": 9, "ignore_eos": True}
+    one = complete(server, **common, speculation=lossy)
+    other = complete(server, **common, speculation={"mode": "off", "detail": True})
+    ids, others = (
+        [token["id"] for record in answer["speculation"]["detail"] for token in record["tokens"][: record["delivered"]]]
+        for answer in (one, other)
+    )
+    mine, its = (answer["choices"][0]["logprobs"] for answer in (one, other))
+    scores, theirs = mine["token_logprobs"], its["token_logprobs"]
+    parted = next(place for place, pair in enumerate(zip(ids, others, strict=True)) if pair[0] != pair[1])
+
+    assert len(ids) == len(scores) == 60
+    # both are scored behind the same text there, so that the difference of their scores is one of logits
+    assert scores[:parted] == pytest.approx(theirs[:parted], abs=1e-3)
+    alternatives = its["top_logprobs"][parted]
+    assert alternatives[mine["tokens"][parted]] == pytest.approx(scores[parted], abs=1e-3)
+    assert alternatives[its["tokens"][parted]] == theirs[parted] != scores[parted]
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_stream_equals_the_answer(server: Running, temperature: float) -> None:
     arguments: dict[str, Any] = {
@@ -263,7 +302,8 @@ def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
     question: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
     options = {"served_model_name": "demo", "threads": 1, "tree_nodes": 8}
     with running(DEMO, ENGINE_FACTORY, **options) as server, server.openai() as client:
-        whole = client.chat.completions.create(model="demo", messages=question)
+        watched = {"speculation": {"detail": True}}
+        whole = client.chat.completions.create(model="demo", messages=question, extra_body=watched)
         chunks = list(client.chat.completions.create(model="demo", messages=question, stream=True))
 
     text = whole.choices[0].message.content
@@ -272,4 +312,9 @@ def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
     assert whole.choices[0].finish_reason == "stop"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
     assert whole.model_extra is not None
-    assert whole.model_extra["speculation"]["tokens_per_step"] > 1.5
+    stats = whole.model_extra["speculation"]
+    assert stats["tokens_per_step"] > 1.5
+    assert {"id", "text", "parent", "depth", "source", "rank", "probability"} == set(stats["detail"][1]["tree"][0])
+    assert all(token["source"] == "heads" for token in stats["detail"][1]["tokens"][:-1])
+    told = [token["text"] for record in stats["detail"] for token in record["tokens"][: record["delivered"]]]
+    assert "".join(told) == text
