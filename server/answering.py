@@ -39,6 +39,7 @@ __all__ = [
     "AnswerShape",
     "Answering",
     "ClientGone",
+    "ServedNames",
     "Whole",
     "fingerprint",
     "unless_gone",
@@ -131,8 +132,30 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 
 @dataclass(frozen=True)
+class ServedNames:
+    """What clients may call the model.
+
+    names:     each once; answers and metrics show the first, never what a client chose.
+    takes_any: whether a request may name any other model and is answered all the same.
+    """
+
+    names: tuple[str, ...]
+    takes_any: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The model's name in answers."""
+        return self.names[0]
+
+    def check(self, name: str) -> None:
+        """Raises UnknownModel."""
+        if not self.takes_any and name not in self.names:
+            raise UnknownModel(name, list(self.names))
+
+
+@dataclass(frozen=True)
 class Answering:
-    """What the generation endpoints share: the worker, the text codec, the metrics, the served name.
+    """What the generation endpoints share: the worker, the text codec, the metrics, the served names.
 
     timeout_s: seconds a request may take from its arrival to its last token.
     forms:     lets so many requests with a form be prepared at one time.
@@ -142,15 +165,10 @@ class Answering:
     codec: TextCodec
     grammars: Grammars
     metrics: Metrics
-    model_name: str
+    names: ServedNames
     created: int
     timeout_s: float
     forms: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FORMS_AT_ONCE))
-
-    def check_model(self, name: str) -> None:
-        """Raises UnknownModel."""
-        if name != self.model_name:
-            raise UnknownModel(name, [self.model_name])
 
     def new_id(self, prefix: str) -> str:
         """A fresh id of an answer, such as chatcmpl-..."""
@@ -213,7 +231,7 @@ class Answering:
             endpoint=shape.endpoint,
             arrived=exchange.arrived,
         )
-        exchange.tell = lambda: tally.generated(self.model_name, job)
+        exchange.tell = lambda: tally.generated(self.names.shown, job)
         steps = StepRecords(self.codec, None if body.stream else MOST_RECORDS) if body.wants_detail else None
         answers: list[Answer] = []
         for index, one in enumerate(wanted):

@@ -17,7 +17,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 
 from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
-from server.answering import Answering, ClientGone
+from server.answering import Answering, ClientGone, ServedNames
 from server.auth import ApiKeyGuard, open_paths
 from server.body_guard import BodyGuard
 from server.errors import PROBLEMS, error_response, problem_of
@@ -158,7 +158,8 @@ def create_app(
     app.add_middleware(HttpObserver, metrics=metrics, tracing=tracing)
 
     created, timeout_s = int(time.time()), settings.request_timeout_s
-    answering = Answering(worker, codec, Grammars(codec), metrics, settings.served_name, created, timeout_s)
+    names = ServedNames(settings.served_names, takes_any=settings.any_model_name)
+    answering = Answering(worker, codec, Grammars(codec), metrics, names, created, timeout_s)
     app.include_router(chat_router(answering))
     app.include_router(completions_router(answering))
     app.include_router(models_router(answering))

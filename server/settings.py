@@ -59,6 +59,19 @@ def _origins_only(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _listed_each(value: object) -> object:
+    """The same of each value, where an option may be given several times."""
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+        return _listed(value)
+    return tuple(part.strip() for words in value for part in words.split(","))
+
+
+def _distinct_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(names):
+        raise ValueError("a name is empty; give one name, or several separated by commas")
+    return tuple(dict.fromkeys(names))
+
+
 def _web_address(url: str | None) -> str | None:
     if url is not None and WEB_ADDRESS.fullmatch(url) is None:
         raise ValueError("write http://host:port or https://host:port, with a path where there is one")
@@ -104,7 +117,15 @@ class Settings(BaseSettings):
         None, ge=1, description="tokens of one conversation; left out: the model's, <= 8192"
     )
     queue_size: int = Field(32, ge=0, description="requests that may wait while one is decoded")
-    served_model_name: str | None = Field(None, min_length=1, description="the name clients use; left out: the model's")
+    served_model_name: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_listed_each), AfterValidator(_distinct_names)
+    ] = Field(
+        (),
+        description="name clients use, or several, separated by commas; answers show the first; left out: the model's",
+    )
+    any_model_name: bool = Field(
+        False, description="take requests whatever model they name; answers name the served one"
+    )
     tree_nodes: Annotated[int | None, BeforeValidator(_auto_is_none)] = Field(
         None, ge=1, description="nodes of one verified tree, root included; auto: the fastest at every step"
     )
@@ -186,12 +207,17 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="YAML or TOML file with any of these options")
 
     @property
-    def served_name(self) -> str:
-        """The model's name in requests and answers; a folder goes by its own name, not by its path."""
-        if self.served_model_name is not None:
+    def served_names(self) -> tuple[str, ...]:
+        """The model's names in requests; a folder goes by its own name, not by its path."""
+        if self.served_model_name:
             return self.served_model_name
         folder = Path(self.model)
-        return folder.resolve().name if folder.is_dir() else self.model
+        return (folder.resolve().name if folder.is_dir() else self.model,)
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in answers and metrics, whatever the request called it."""
+        return self.served_names[0]
 
     @classmethod
     def settings_customise_sources(

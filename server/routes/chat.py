@@ -220,11 +220,11 @@ def chat_router(answering: Answering) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=generation_responses())
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, streamed or in one piece."""
-        answering.check_model(body.model)
+        answering.names.check(body.model)
         info = answering.worker.ready_info()
         calling, wanted, streams = await answering.prepare(request, body, lambda: _wanted(body, info, answering))
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        identity = answering.new_id("chatcmpl"), int(time.time()), answering.model_name, fingerprint(info)
+        identity = answering.new_id("chatcmpl"), int(time.time()), answering.names.shown, fingerprint(info)
         is_named = calling is not None and calling.is_named
         shape = ChatShape(*identity, include_usage, answering.codec, streams, is_named)
         return await answering.respond(request, body, wanted, len(wanted), body.logprobs, shape)

@@ -150,12 +150,12 @@ def completions_router(answering: Answering) -> APIRouter:
     @router.post("/v1/completions", response_model=Completion, responses=generation_responses())
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text, streamed or in one piece."""
-        answering.check_model(body.model)
+        answering.names.check(body.model)
         info = answering.worker.ready_info()
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
         wanted = await answering.prepare(request, body, lambda: _wanted(body, max_tokens, info, answering))
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        identity = answering.new_id("cmpl"), int(time.time()), answering.model_name, fingerprint(info)
+        identity = answering.new_id("cmpl"), int(time.time()), answering.names.shown, fingerprint(info)
         shape = CompletionShape(*identity, include_usage, answering.codec)
         is_scored = body.top_logprobs_wanted is not None
         return await answering.respond(request, body, wanted, body.answers_wanted, is_scored, shape)

@@ -13,10 +13,10 @@ def models_router(answering: Answering) -> APIRouter:
     """What is served; answers while the model still loads, too."""
     router = APIRouter(tags=[MODELS])
 
-    def served() -> Model:
+    def served(name: str) -> Model:
         info = answering.worker.info
         return {
-            "id": answering.model_name,
+            "id": name,
             "object": "model",
             "created": answering.created,
             "owned_by": "medusa",
@@ -27,14 +27,15 @@ def models_router(answering: Answering) -> APIRouter:
 
     @router.get("/v1/models", responses=error_responses())
     async def models() -> ModelList:
-        """Every served model."""
-        return {"object": "list", "data": [served()]}
+        """The served model, once for each of its names."""
+        return {"object": "list", "data": [served(name) for name in answering.names.names]}
 
     # :path, since Hugging Face ids hold a slash
     @router.get("/v1/models/{name:path}", responses=error_responses(404))
     async def model(name: str) -> Model:
         """One served model, 404 for any other."""
-        answering.check_model(name)
-        return served()
+        answering.names.check(name)
+        # what a client makes up is no name of the model
+        return served(name if name in answering.names.names else answering.names.shown)
 
     return router

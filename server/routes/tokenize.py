@@ -58,7 +58,7 @@ def tokenize_router(answering: Answering) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         """Turn a text, or a conversation, into token ids."""
         if body.model is not None:
-            answering.check_model(body.model)
+            answering.names.check(body.model)
         info = answering.worker.info
         max_context = info.max_context if info is not None else None
         return _json(await asyncio.to_thread(_tokenized, body, answering.codec, max_context), body)
@@ -67,7 +67,7 @@ def tokenize_router(answering: Answering) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """Turn token ids into text."""
         if body.model is not None:
-            answering.check_model(body.model)
+            answering.names.check(body.model)
         return _json(await asyncio.to_thread(_detokenized, body, answering.codec), body)
 
     return router

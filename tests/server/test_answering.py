@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from medusa_core.errors import InvalidParameter, RequestTimeout
+from medusa_core.errors import InvalidParameter, RequestTimeout, UnknownModel
 from medusa_core.text import TextCodec
-from server.answering import Answering, ClientGone, fingerprint, unless_gone
+from server.answering import Answering, ClientGone, ServedNames, fingerprint, unless_gone
 from server.exchange import EXCHANGE, Exchange
 from server.grammars import Grammars
 from server.metrics import Metrics
@@ -20,6 +20,16 @@ from server.worker.client import WorkerClient
 from server.worker.supervisor import WorkerState
 from tests.server.worker_info import INFO, LOAD
 from tests.tiny_tokenizers import save_byte_level
+
+
+def test_a_model_goes_by_each_of_its_names_and_by_any_other_only_where_that_is_allowed() -> None:
+    some, every = ServedNames(("m", "alias")), ServedNames(("m", "alias"), takes_any=True)
+
+    some.check("alias")
+    every.check("gpt-4o")
+    with pytest.raises(UnknownModel, match="m, alias"):
+        some.check("gpt-4o")
+    assert every.shown == "m"
 
 
 def test_the_fingerprint_names_what_a_seeded_answer_depends_on() -> None:
@@ -73,7 +83,7 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
 def answering(metrics: Metrics, queue_size: int, codec: TextCodec) -> Answering:
     worker = WorkerClient(LOAD, queue_size, metrics, step_timeout_s=None)
     worker.supervisor.info, worker.supervisor.state = INFO, WorkerState("ready", "", 1.0)
-    return Answering(worker, codec, Grammars(codec), metrics, "m", 0, timeout_s=0.2)
+    return Answering(worker, codec, Grammars(codec), metrics, ServedNames(("m",)), 0, timeout_s=0.2)
 
 
 @pytest.mark.parametrize(("timeout_s", "leaves", "error"), [(None, False, RequestTimeout), (9.0, True, ClientGone)])

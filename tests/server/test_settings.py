@@ -37,6 +37,20 @@ def test_auto_leaves_the_tree_to_the_engine_and_an_empty_variable_is_none(monkey
     assert load_settings({}).heads is None
 
 
+@pytest.mark.parametrize("given", ["a,b", ["a", "b"], ["a, b", "a"]])
+def test_a_model_may_have_several_names(given: str | list[str]) -> None:
+    settings = load_settings({"served_model_name": given})
+
+    assert (settings.served_names, settings.served_name) == (("a", "b"), "a")
+
+
+def test_a_model_without_a_given_name_goes_by_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+
+    assert load_settings({}).served_names == ("demo",)
+    assert load_settings({"model": str(tmp_path / "mine")}).served_names == ("mine",)
+
+
 def test_a_worker_may_be_waited_for_without_end() -> None:
     assert load_settings({"step_timeout_s": "none"}).step_timeout_s is None
     assert load_settings({"step_timeout_s": "7.5"}).step_timeout_s == 7.5
@@ -60,6 +74,7 @@ def test_a_worker_may_be_waited_for_without_end() -> None:
         ({"api_key": ""}, "--api-key (MEDUSA_API_KEY): an API key is empty"),
         ({"api_key": "sesame,,sezam"}, "--api-key"),
         ({"cors_origins": "http://localhost:3000/"}, "--cors-origins (MEDUSA_CORS_ORIGINS): 'http://localhost:3000/'"),
+        ({"served_model_name": "a,"}, "--served-model-name (MEDUSA_SERVED_MODEL_NAME): a name is empty"),
         ({"request_timeout_s": "0"}, "--request-timeout-s"),
         ({"step_timeout_s": "1"}, "--step-timeout-s (MEDUSA_STEP_TIMEOUT_S): Input should be greater than"),
         ({"threads": "100000000"}, "--threads (MEDUSA_THREADS): Input should be less than or equal to 1024"),
