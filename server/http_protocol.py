@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from medusa_core.errors import MedusaError
 from server.errors import HeadersTooLarge, MalformedHttp, RequestTooSlow, TooManyConnections, error_response
+from server.logs import bind
 
 __all__ = ["MAX_HEADER_BYTES", "ConnectionLimits", "GuardedProtocol"]
 
@@ -147,6 +148,8 @@ class GuardedProtocol(H11Protocol):
         """Bytes of a request, or of what a refused client still sends."""
         if self._is_refused:
             return
+        # asyncio lets the answer to one request, and all that is bound to it, read the next one
+        bind()
         super().data_received(data)
         self._watch_reading()
 
@@ -155,6 +158,11 @@ class GuardedProtocol(H11Protocol):
         super().on_response_complete()
         self._watch_reading()
         self._watch_closing()
+
+    def shutdown(self) -> None:
+        """The server ends; a client that was refused is gone in a moment, and h11 has no goodbye for it."""
+        if not self._is_refused:
+            super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         """No further request came."""
@@ -223,8 +231,10 @@ class GuardedProtocol(H11Protocol):
 
     def _answer(self, error: MedusaError) -> None:
         self._is_refused = True
+        request_id = uuid.uuid4().hex
+        bind(request_id=request_id)
         self._on_refused(error)
-        headers = {"connection": "close", "x-request-id": uuid.uuid4().hex}
+        headers = {"connection": "close", "x-request-id": request_id}
         self.transport.write(_on_the_wire(error_response(error, headers), self.server_state.default_headers))
 
     def _watch_closing(self) -> None:

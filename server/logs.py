@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, clear_contextvars, merge_contextvars
 from structlog.processors import ExceptionRenderer, JSONRenderer, TimeStamper
 from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
 from structlog.tracebacks import ExceptionDictTransformer
@@ -256,7 +256,8 @@ class LevelSwitch:
 
 
 def bind(**fields: str) -> None:
-    """Say this in every further line of the task that calls."""
+    """Say this in every further line of the task that calls, and nothing more of what was bound before."""
+    clear_contextvars()
     bind_contextvars(**fields)
 
 

@@ -81,7 +81,7 @@ class HttpObserver:
         scope[EXCHANGE] = exchange
         operation = OPERATIONS.get(scope["path"]) if scope["method"] == "POST" else None
         span = self._tracing.start(operation, headers, exchange) if operation is not None else NoSpan()
-        # never taken back: the task ends with the exchange, and what uvicorn says of a failure comes after us
+        # not taken back before the next request: what uvicorn says of a failure comes after us
         bind(request_id=exchange.request_id, **span.ids)
         status = CLIENT_CLOSED_REQUEST  # what is counted when there was nobody to answer
 

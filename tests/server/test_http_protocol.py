@@ -324,6 +324,18 @@ def test_a_refused_client_that_keeps_on_sending_is_cut_off(served: Served) -> No
                 time.sleep(0.01)
 
 
+def test_a_server_ends_in_order_while_a_refused_client_is_still_there() -> None:
+    ambiguous, _ = REFUSED["both lengths"]
+    with serving() as served, served.connect() as refused, served.connect() as client:
+        refused.sendall(ambiguous)
+        assert refused.recv(1000).startswith(b"HTTP/1.1 400 ")
+        client.sendall(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+        served.wait_until(lambda: served.server.server_state.tasks)
+        served.server.should_exit = True
+
+        assert read_all(client).endswith(b"\r\n\r\nok")
+
+
 def test_more_clients_than_the_limit_are_turned_away_and_places_become_free() -> None:
     with serving(max_connections=2) as served:
         first, second = served.connect(), served.connect()

@@ -139,6 +139,19 @@ def test_what_is_bound_to_one_task_is_not_said_of_another(tmp_path: Path) -> Non
     assert {line["event"]: line.get("request_id") for line in told} == {"a": "a", "b": "b", "after": None}
 
 
+def test_what_is_bound_takes_the_place_of_what_was(tmp_path: Path) -> None:
+    async def scene(logger: logging.Logger) -> None:
+        bind(request_id="first", trace_id="of the first")
+        bind(request_id="second")
+        logger.info("spoken")
+
+    with logging_to(tmp_path / "log", "json") as logger:
+        asyncio.run(scene(logger))
+    line = json.loads((tmp_path / "log").read_text())
+
+    assert (line["request_id"], line.get("trace_id")) == ("second", None)
+
+
 def test_the_format_is_made_for_programs_where_no_terminal_is() -> None:
     assert rendering_of("console") == "console"
     assert rendering_of("json") == "json"

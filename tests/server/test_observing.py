@@ -2,6 +2,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,26 @@ def test_what_the_protocol_refuses_is_counted_and_told(caplog: pytest.LogCapture
     assert (vars(line)["route"], vars(line)["status"], vars(line)["error"]) == ("unknown", 503, "NotReady")
     assert b'medusa_http_requests_total{handler="unknown",method="other",status="503"} 1.0' in metrics.expose()
     assert b'medusa_requests_rejected_total{reason="draining"} 1.0' in metrics.expose()
+
+
+def test_what_is_refused_behind_a_request_is_told_under_its_own_id(
+    server: Running, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    # asyncio begins to read anew for a body of this size, and then reads in the name of the request
+    body = json.dumps(completion(user="x" * 200_000)).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nx-request-id: first\r\ncontent-type: application/json\r\n"
+    descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handler = create_handler(SteadyStream(descriptor), "json", "server")
+    logging.getLogger("medusa.access").addHandler(handler)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20) as client:
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(100_000).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"nonsense\r\n\r\n")
+        refusal = client.recv(100_000)
+    lines(caplog, 2)
+    logging.getLogger("medusa.access").removeHandler(handler)
+    os.close(descriptor)
+    answered, refused = map(json.loads, (tmp_path / "log").read_text().splitlines())
+
+    assert (answered["request_id"], answered["status"], refused["status"]) == ("first", 200, 400)
+    assert f"x-request-id: {refused['request_id']}\r\n".encode() in refusal
