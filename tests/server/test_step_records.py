@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 
 from medusa_core.text import TextCodec
+from server.answer import Piece
+from server.call_events import Event
+from server.calling import PlainStream
+from server.routes.chat import ChatShape
 from server.schemas.usage import SpeculationStats, StepRecord
 from server.step_records import StepRecords
 from server.worker.messages import DraftedNode, FinishReason, PromptStats, StepDetail, StepStats, TokenDelta
@@ -208,3 +212,18 @@ def test_detail_is_true_or_false(server: Running) -> None:
 
     assert answer.status_code == 400
     assert "detail" in answer.json()["error"]["message"]
+
+
+def test_a_record_does_not_wait_for_a_call_that_is_not_complete(codec: TextCodec) -> None:
+    class Silent(PlainStream):
+        """Gives nothing away before the end."""
+
+        def feed(self, text: str) -> list[Event]:
+            return []
+
+    records = tuple(recorded(codec, prompt(9)))
+    shape = ChatShape("id", 0, "m", "fp", False, codec, [Silent()], False)
+    (chunk,) = shape.piece(0, Piece("(", None, records))
+
+    assert chunk["choices"][0]["delta"] == {}
+    assert chunk["speculation_detail"] == list(records)

@@ -113,19 +113,26 @@ def test_more_kinds_of_steps_than_are_kept_are_recorded_again() -> None:
         assert [tokens_of(steps_of(runner, backbone, cache, [one], 8)) for one in drafters] == expected
 
 
-def test_replayed_steps_never_make_the_host_wait_for_anything_but_their_row() -> None:
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_replayed_steps_never_make_the_host_wait_for_anything_but_their_row(is_watched: bool) -> None:
     backbone = backbone_of("llama")
     cache, drafters = backbone.new_cache(512), drafters_of(backbone, 8)
     runner = GraphRunner(backbone, cache, CudaLauncher(CUDA))
-    steps_of(runner, backbone, cache, drafters, 8)
+    steps_of(runner, backbone, cache, drafters, 8, is_watched=is_watched)
     mode = torch.cuda.get_sync_debug_mode()
     asked = backbone, cache, drafters, 24
     try:
-        found = steps_of(runner, *asked, before_steps=lambda: torch.cuda.set_sync_debug_mode("error"))
+        found = steps_of(
+            runner,
+            *asked,
+            before_steps=lambda: torch.cuda.set_sync_debug_mode("error"),
+            is_watched=is_watched,
+        )
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
     assert len(found) == 24
+    assert all((step.detail is not None) == is_watched for step in found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
