@@ -168,13 +168,13 @@ def test_what_is_refused_behind_a_request_is_told_under_its_own_id(
     logging.getLogger("medusa.access").addHandler(handler)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20) as client:
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        assert client.recv(100_000).startswith(b"HTTP/1.1 200 ")
+        lines(caplog)
         client.sendall(b"nonsense\r\n\r\n")
-        refusal = client.recv(100_000)
+        answers = b"".join(iter(lambda: client.recv(100_000), b""))
     lines(caplog, 2)
     logging.getLogger("medusa.access").removeHandler(handler)
     os.close(descriptor)
     answered, refused = map(json.loads, (tmp_path / "log").read_text().splitlines())
 
     assert (answered["request_id"], answered["status"], refused["status"]) == ("first", 200, 400)
-    assert f"x-request-id: {refused['request_id']}\r\n".encode() in refusal
+    assert f"x-request-id: {refused['request_id']}\r\n".encode() in answers
