@@ -9,7 +9,7 @@ RAY_STAMP := .venv-ray/.installed
 NODE_CLIENTS := .work/clients/node
 NODE_STAMP := $(NODE_CLIENTS)/.installed
 
-.PHONY: setup serve test test-faults test-deploy test-ray test-clients image-test lint bench bench-peers demo clean
+.PHONY: setup serve test test-faults test-deploy test-browser test-ray test-clients image-test lint bench bench-peers demo clean
 
 setup: $(STAMP)
 
@@ -31,11 +31,16 @@ test-faults: setup tools  ## crashes, hangs, load, attacks: minutes, with real p
 test-deploy: setup tools  ## docker/ and deploy/: linted, validated, and scraped by a real Prometheus
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/deploy
 
-# Prometheus to scrape with and a clock to turn, from Debian's packages where they are missing.
+test-browser: setup tools  ## the page at /, driven in a real browser
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
+
+# Prometheus to scrape with, a clock to turn and a browser, from Debian's packages where they are missing.
 .PHONY: tools
 tools:
-	command -v promtool > /dev/null && command -v prometheus > /dev/null && command -v faketime > /dev/null || \
-		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus faketime > /dev/null; }
+	command -v promtool > /dev/null && command -v prometheus > /dev/null && command -v faketime > /dev/null && \
+		command -v chromium > /dev/null || { apt-get update -qq && \
+		apt-get install -qq -y --no-install-recommends prometheus faketime chromium > /dev/null; }
 
 # Needs root. The image is built and run in .work/image, and 3 GB stay there for the next time.
 image-test: setup image-tools  ## the CPU image, built and run where no container engine is

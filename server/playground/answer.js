@@ -68,7 +68,8 @@ export class Answer {
 
   /** Passes behind the prompt's. */
   get passes() {
-    return this.speculation?.steps ?? (this.steps.length > 0 ? this.steps.filter((step) => step.step > 0).length : null);
+    if (this.speculation !== null) return this.speculation.steps;
+    return this.steps.length > 0 ? this.steps.filter((step) => step.step > 0).length : null;
   }
 
   get tokensPerStep() {

@@ -53,19 +53,21 @@ export class StripChart {
     this.#marked = place;
     this.#svg.children[place]?.classList.add("marked");
     const step = this.steps[place];
-    const words = step === undefined ? "no step" : `step ${step.step}, ${tokensOf(step).map(({ text }) => text).join("")}`;
+    const text = step === undefined ? "" : tokensOf(step).map((token) => token.text).join("");
     this.node.setAttribute("aria-valuenow", String(Math.max(0, place)));
-    this.node.setAttribute("aria-valuetext", words);
+    this.node.setAttribute("aria-valuetext", step === undefined ? "no step" : `step ${step.step}, ${text}`);
   }
 
   /** @param {Step} step @param {number} place */
   #append(step, place) {
     const tokens = tokensOf(step);
     this.#tallest = Math.max(this.#tallest, tokens.length);
-    const squares = tokens.map(({ source }, index) => drawing("rect", {
-      class: `square source-${source}`, x: place * PITCH + 1, y: -(index + 1) * PITCH - 1, width: SIDE, height: SIDE, rx: 2,
-    }));
-    const foot = drawing("rect", { class: "foot", x: place * PITCH + 1, y: -2, width: SIDE, height: 2 });
+    const x = place * PITCH + 1;
+    const squares = tokens.map(({ source }, index) => {
+      const y = -(index + 1) * PITCH - 1;
+      return drawing("rect", { class: `square source-${source}`, x, y, width: SIDE, height: SIDE, rx: 2 });
+    });
+    const foot = drawing("rect", { class: "foot", x, y: -2, width: SIDE, height: 2 });
     this.#svg.append(drawing("g", { class: place % 2 ? "odd" : "even" }, ...squares, foot));
   }
 
@@ -78,10 +80,10 @@ export class StripChart {
   /** @param {KeyboardEvent} event */
   #key(event) {
     const last = this.steps.length - 1;
-    const target = {
-      ArrowLeft: this.#marked - 1, ArrowDown: this.#marked - 1, ArrowRight: this.#marked + 1, ArrowUp: this.#marked + 1,
-      Home: 0, End: last, PageUp: this.#marked + 10, PageDown: this.#marked - 10,
-    }[event.key];
+    const [before, behind] = [this.#marked - 1, this.#marked + 1];
+    const arrows = { ArrowLeft: before, ArrowDown: before, ArrowRight: behind, ArrowUp: behind };
+    const leaps = { Home: 0, End: last, PageUp: this.#marked + 10, PageDown: this.#marked - 10 };
+    const target = { ...arrows, ...leaps }[event.key];
     if (target === undefined) return;
     event.preventDefault();
     this.#go(target);

@@ -31,16 +31,20 @@ export function firstDifference(one, other) {
  */
 export function scoredOf(logprobs, start) {
   if (!logprobs) return [];
-  const entries = logprobs.content ?? logprobs.tokens.map((/** @type {string} */ token, /** @type {number} */ index) => ({
-    token,
-    logprob: logprobs.token_logprobs[index],
-    top_logprobs: Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([other, logprob]) => ({ token: other, logprob })),
-  }));
   let before = start;
-  return entries.map((/** @type {any} */ entry) => {
+  return (logprobs.content ?? ofCompletion(logprobs)).map((/** @type {any} */ entry) => {
     const scored = { start: before, token: entry.token, logprob: entry.logprob, top: entry.top_logprobs ?? [] };
     before += entry.token.length;
     return scored;
+  });
+}
+
+/** Lists of equal length as the entries that chats have. @param {any} logprobs */
+function ofCompletion({ tokens, token_logprobs, top_logprobs }) {
+  return tokens.map((/** @type {string} */ token, /** @type {number} */ index) => {
+    const others = Object.entries(top_logprobs?.[index] ?? {});
+    const top = others.map(([other, logprob]) => ({ token: other, logprob }));
+    return { token, logprob: token_logprobs[index], top_logprobs: top };
   });
 }
 
@@ -56,8 +60,9 @@ export function gapAt(scored, offset, other) {
   if (decided === undefined) return null;
   const rest = other.slice(decided.start);
   const others = decided.top.filter((entry) => entry.token !== decided.token);
-  const written = others.filter((entry) => rest.startsWith(entry.token)).sort((a, b) => b.token.length - a.token.length)[0];
-  const instead = written ?? others.sort((a, b) => b.logprob - a.logprob)[0];
+  const written = others.filter((entry) => rest.startsWith(entry.token));
+  const longest = written.sort((one, two) => two.token.length - one.token.length)[0];
+  const instead = longest ?? others.sort((one, two) => two.logprob - one.logprob)[0];
   if (instead === undefined) return null;
   return { chosen: decided.token, instead: instead.token, gap: Math.abs(decided.logprob - instead.logprob) };
 }
@@ -72,7 +77,8 @@ export function ratioOf(fast, plain) {
   if (!fast || !plain) return "The answer is too short to compare times.";
   const ratio = plain / fast;
   const later = plain - fast;
+  const came = `Without speculation it came ${Math.abs(later).toFixed(2)} s ${later >= 0 ? "later" : "earlier"}`;
   const times = `${fast.toFixed(2)} s against ${plain.toFixed(2)} s from first to last token`;
-  if (later >= 0) return `Without speculation it came ${later.toFixed(2)} s later: ${times}, ${ratio.toFixed(2)} times as long.`;
-  return `Without speculation it came ${(-later).toFixed(2)} s earlier: ${times}. Here, guessing cost more than it saved.`;
+  const meaning = later >= 0 ? `, ${ratio.toFixed(2)} times as long.` : ". Here, guessing cost more than it saved.";
+  return `${came}: ${times}${meaning}`;
 }

@@ -22,13 +22,15 @@ const REDRAW_MS = 160;
  */
 export function sentenceOf(step) {
   const ms = `${(step.seconds * 1000).toFixed(1)} ms`;
-  if (step.step === 0) return `The prompt's own pass took ${ms} and decided the first token. There was nothing to guess yet.`;
+  if (step.step === 0) return `The prompt's own pass took ${ms} and decided the first token; nothing was guessed yet.`;
   const guesses = step.tree.length - 1;
   if (guesses <= 0) return `One pass of ${ms} checked no guesses and brought one token: plain decoding.`;
   const kept = step.path.length === 0 ? "kept none" : `kept ${step.path.length}`;
-  const cut = step.delivered < step.tokens.length ? ` ${step.delivered} of them are part of the answer, which ended here.` : "";
-  return `One pass of ${ms} checked ${guesses} guess${guesses === 1 ? "" : "es"}, ${kept} and added the model's own next token: ` +
-    `${step.tokens.length} token${step.tokens.length === 1 ? "" : "s"}.${cut}`;
+  const isCut = step.delivered < step.tokens.length;
+  const cut = isCut ? ` ${step.delivered} of them are part of the answer, which ended here.` : "";
+  const checked = `One pass of ${ms} checked ${guesses} guess${guesses === 1 ? "" : "es"}`;
+  const tokens = `${step.tokens.length} token${step.tokens.length === 1 ? "" : "s"}`;
+  return `${checked}, ${kept} and added the model's own next token: ${tokens}.${cut}`;
 }
 
 export class Inspector {

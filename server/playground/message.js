@@ -1,4 +1,4 @@
-/** One answer on the page: its tokens or its text, who proposed them, how fast it came, and what can be done with it. */
+/** One answer on the page: its tokens or its text, who proposed them, and how fast it came. */
 
 import { StripChart } from "./chart.js";
 import { element } from "./elements.js";
@@ -56,8 +56,8 @@ export class AnswerView {
     this.totals = element("dl", { class: "totals" });
     this.text = element("div", { class: "text" }, this.tokens.node, this.prose);
     this.tokens.node.prepend(this.prompt);
-    const heading = element("h3", {}, title);
-    this.node = element("div", { class: "answer" }, heading, this.text, this.problem, this.chart.node, this.legend, this.totals);
+    const parts = [this.text, this.problem, this.chart.node, this.legend, this.totals];
+    this.node = element("div", { class: "answer" }, element("h3", {}, title), ...parts);
     this.update();
   }
 

@@ -1,7 +1,8 @@
 /** From the form to the fields of a request: what is left empty is left out, so the server's defaults hold. */
 
 const NUMBERS = [
-  "temperature", "top_p", "max_tokens", "seed", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+  "temperature", "top_p", "max_tokens", "seed", "top_k", "min_p",
+  "presence_penalty", "frequency_penalty", "repetition_penalty",
 ];
 
 // Seeds that JavaScript holds exactly; long enough not to meet one twice.

@@ -100,7 +100,7 @@ class Page {
     byId("hint").textContent = HINTS[this.kind];
     byId("send").textContent = isChat ? "Send" : "Continue";
     this.prompt.classList.toggle("code", !isChat);
-    this.prompt.rows = isChat ? 3 : 8;
+    this.prompt.rows = isChat ? 2 : 8;
     byId("examples").replaceChildren(...EXAMPLES[this.kind].map((text) =>
       element("button", { type: "button", onclick: () => this.fill(text) }, text.trim().split("\n")[0])));
     this.refresh();
@@ -127,7 +127,7 @@ class Page {
     const kind = this.kind;
     if (!this.options.reportValidity()) return;
     if (kind === "chat") this.prompt.value = "";
-    const node = element("article", { class: `exchange ${kind}` });
+    const node = element("article", { class: `exchange of-${kind}` });
     /** @type {Exchange} */
     const exchange = { question, kind, node, view: null, views: [] };
     this.exchanges.push(exchange);
@@ -145,13 +145,14 @@ class Page {
       : completionRequest(name, form, exchange.question);
     const look = { prompt: isChat ? "" : exchange.question, isColoured: this.options.elements.colours.checked };
     const title = isPlain(asked) ? "Speculation off" : "Answer";
-    const view = new AnswerView(title, new Answer(performance.now()), look, (chosen, place) => this.inspect(chosen, place));
+    const onStep = (/** @type {AnswerView} */ chosen, /** @type {number} */ place) => this.inspect(chosen, place);
+    const view = new AnswerView(title, new Answer(performance.now()), look, onStep);
     exchange.view = view;
     exchange.views = [view];
     const beside = element("div", { class: "beside" });
     const actions = element("div", { class: "actions" });
-    const question = element("div", { class: "question" }, element("h3", {}, "Question"), element("p", { class: "prose" }, exchange.question));
-    exchange.node.replaceChildren(...(isChat ? [question] : []), element("div", { class: "both" }, view.node, beside), actions);
+    const both = element("div", { class: "both" }, view.node, beside);
+    exchange.node.replaceChildren(...(isChat ? [questionOf(exchange.question)] : []), both, actions);
     await this.work(view, "Answering.", async (signal) => {
       for await (const chunk of this.api.stream(asked.path, asked.body, signal)) {
         view.answer.take(chunk, performance.now());
@@ -161,6 +162,7 @@ class Page {
       return view.summary;
     });
     this.offer(exchange, asked, actions, beside);
+    this.follow(view);
   }
 
   /**
@@ -168,8 +170,9 @@ class Page {
    * @param {Exchange} exchange
    */
   conversation(exchange) {
-    const before = this.exchanges.slice(0, this.exchanges.indexOf(exchange)).filter(({ kind, view }) => kind === "chat" && view?.answer.text);
-    const messages = before.flatMap(({ question, view }) => [
+    const before = this.exchanges.slice(0, this.exchanges.indexOf(exchange));
+    const answered = before.filter(({ kind, view }) => kind === "chat" && view?.answer.text);
+    const messages = answered.flatMap(({ question, view }) => [
       { role: "user", content: question },
       { role: "assistant", content: view?.answer.text ?? "" },
     ]);
@@ -228,8 +231,10 @@ class Page {
       const label = `Answer again with speculation ${isPlain(asked) ? "on" : "off"}`;
       offers.unshift([label, () => this.compare(exchange, asked, beside)]);
     }
-    actions.replaceChildren(...offers.map(([label, act], index) =>
-      element("button", { type: "button", onclick: act, class: index === 0 && offers.length > 2 ? "primary" : "of-the-last" }, label)));
+    actions.replaceChildren(...offers.map(([label, act]) => {
+      const look = label.startsWith("Answer") ? "primary" : "of-the-last";
+      return element("button", { type: "button", onclick: act, class: look }, label);
+    }));
   }
 
   /**
@@ -303,6 +308,12 @@ class Page {
     await this.status.look();
     this.prompt.focus();
   }
+}
+
+/** @param {string} question */
+function questionOf(question) {
+  const heading = element("h3", { class: "unseen" }, "Question");
+  return element("div", { class: "question" }, heading, element("p", { class: "prose" }, question));
 }
 
 startTheme(storageOf());

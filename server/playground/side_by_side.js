@@ -6,7 +6,14 @@ import { element } from "./elements.js";
 import { AnswerView } from "./message.js";
 
 /** @typedef {import("./api.js").Api} Api */
-/** @typedef {{path: string, body: any}} Asked */
+/**
+ * @typedef {{path: string, body: any}} Asked
+ *
+ * @typedef {object} Surroundings
+ * @property {AbortSignal} signal
+ * @property {(view: AnswerView, place: number) => void} onStep a step was chosen
+ * @property {(view: AnswerView) => void} onView the second answer begins
+ */
 
 const ALTERNATIVES = 5;
 
@@ -30,7 +37,7 @@ export function switched(asked) {
  * @param {AnswerView} first a finished answer
  * @param {Asked} asked
  * @param {HTMLElement} place where the second answer and the verdict go
- * @param {{signal: AbortSignal, onStep: (view: AnswerView, place: number) => void, onView: (view: AnswerView) => void}} page
+ * @param {Surroundings} page
  * @returns {Promise<string>} the verdict
  */
 export async function compare(api, first, asked, place, page) {
@@ -48,9 +55,14 @@ export async function compare(api, first, asked, place, page) {
   second.update();
   const [fast, plain] = isPlain(again) ? [first, second] : [second, first];
   const offset = firstDifference(fast.answer.text, plain.answer.text);
-  const words = offset === null ? "The text is the same." : await parting(api, isPlain(again) ? again : asked, fast, plain, offset, page.signal);
+  const plainly = isPlain(again) ? again : asked;
+  const words = offset === null
+    ? "The text is the same."
+    : await parting(api, plainly, fast, plain, offset, page.signal);
   const times = ratioOf(fast.answer.decodeSeconds, plain.answer.decodeSeconds);
-  verdict.append(element("p", { class: offset === null ? "same" : "different" }, words), ...race(fast, plain), element("p", {}, times));
+  const judgement = element("p", { class: offset === null ? "same" : "different" }, words);
+  verdict.append(judgement, ...race(fast, plain), element("p", {}, times));
+  verdict.scrollIntoView({ block: "nearest" });
   return `${words} ${times}`;
 }
 
@@ -74,7 +86,7 @@ async function parting(api, plainly, fast, plain, offset, signal) {
 }
 
 /**
- * The plain answer once more as far as it matters, with log-probabilities: they take time, so it was not timed with them.
+ * The plain answer once more as far as it matters, with log-probabilities. They take time, so what was timed had none.
  * @param {Api} api
  * @param {Asked} plainly
  * @param {number} offset

@@ -24,9 +24,10 @@ export class TokenText {
     this.node = element("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer" });
     this.node.addEventListener("keydown", (event) => this.#key(event));
     this.node.addEventListener("click", (event) => this.#with(event, ({ place }) => choose(place)));
-    for (const [name, shows] of [["mouseover", true], ["focusin", true], ["mouseout", false], ["focusout", false]]) {
-      this.node.addEventListener(String(name), (event) => (shows ? this.#with(event, (it) => this.#tell(it)) : hideTip()));
+    for (const name of ["mouseover", "focusin"]) {
+      this.node.addEventListener(name, (event) => this.#with(event, (it) => this.#tell(it)));
     }
+    for (const name of ["mouseout", "focusout"]) this.node.addEventListener(name, hideTip);
   }
 
   /** @param {Step[]} steps of the answer so far */
@@ -62,7 +63,8 @@ export class TokenText {
     step.tokens.slice(0, step.delivered).forEach(({ text, source }, token) => {
       // half of a character: the token that completes it has the text
       if (text === "") return;
-      const node = element("span", { class: `token source-${source}`, tabindex: this.#tokens.length === 0 ? 0 : -1 }, text);
+      const tabindex = this.#tokens.length === 0 ? 0 : -1;
+      const node = element("span", { class: `token source-${source}`, tabindex }, text);
       this.#tokens.push({ node, place, token });
       run.append(node);
     });

@@ -63,7 +63,7 @@ export function placesOf(step) {
  */
 export function shown(text) {
   if (text === "") return "∅";
-  const visible = text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ {4,}/g, (run) => `␣×${run.length}`);
+  const visible = text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ {4,}/g, (run) => `␣${run.length}`);
   const spaced = visible.replace(/^ | $/g, "␣");
   const letters = [...spaced];
   return letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : spaced;
@@ -85,8 +85,9 @@ export function drawTree(step) {
     const x = from.x + widths[place.column - 1];
     const to = at(place);
     const middle = BOX / 2;
-    const path = `M${x} ${from.y + middle}C${x + GAP * 0.6} ${from.y + middle} ${to.x - GAP * 0.6} ${to.y + middle}`;
-    return { kept: place.kept, node: drawing("path", { class: classOf("edge", place), d: `${path} ${to.x} ${to.y + middle}` }) };
+    const [start, end] = [from.y + middle, to.y + middle];
+    const d = `M${x} ${start}C${x + GAP * 0.6} ${start} ${to.x - GAP * 0.6} ${end} ${to.x} ${end}`;
+    return { kept: place.kept, node: drawing("path", { class: classOf("edge", place), d }) };
   });
   // what is kept is drawn last, above what is not
   edges.sort((one, other) => Number(one.kept) - Number(other.kept));
@@ -104,8 +105,9 @@ export function drawTree(step) {
  */
 function describe(step, places) {
   const kept = places.filter((place) => place.kept && place.parent !== null);
-  const words = kept.map((place) => `“${place.text}” (${place.source}${place.probability === null ? "" : `, ${percent(place.probability)}`})`);
-  return `Tree of ${step.tree.length} nodes behind “${step.tree[0]?.text ?? ""}”; kept: ${words.join(", ") || "nothing"}`;
+  const words = kept.map(({ text, source, probability }) =>
+    `“${text}” (${[source, ...(probability === null ? [] : [percent(probability)])].join(", ")})`);
+  return `Tree of ${step.tree.length} nodes behind “${step.tree[0]?.text ?? ""}”; kept: ${words.join(", ")}`;
 }
 
 /** @param {Place[]} places @returns {number[]} */
