@@ -78,6 +78,7 @@ def banner(settings: Settings, info: WorkerInfo, port: int, has_chat_template: b
     # the shell must fill in the key, so that word alone is quoted with double quotes
     line = " ".join(f'"{word}"' if "$" in word else shlex.quote(word) for word in words)
     rows = {
+        **({"Page": f"{url}/"} if settings.playground else {}),
         "URL": f"{url}/v1",
         "Model": name if name == info.model else f"{name} ({info.model})",
         "Device": f"{info.device}, {info.dtype}"

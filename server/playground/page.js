@@ -76,7 +76,11 @@ class Page {
       byId("settings").hidden = !byId("settings").hidden;
       byId("settings-toggle").setAttribute("aria-expanded", String(!byId("settings").hidden));
     });
-    document.addEventListener("keydown", (event) => event.key === "Escape" && this.running?.abort());
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      if (this.running !== null) this.running.abort();
+      else this.inspector.close();
+    });
   }
 
   get views() {

@@ -141,6 +141,11 @@ def test_the_banner_tells_what_is_missing() -> None:
     assert "4 draft heads from heads-folder" in banner(settings, INFO, 8000, has_chat_template=True)
 
 
+def test_the_banner_tells_where_the_page_is() -> None:
+    assert "Page     http://127.0.0.1:8000/\n" in banner(Settings(), INFO, 8000, has_chat_template=True)
+    assert "Page" not in banner(Settings(playground=False), INFO, 8000, has_chat_template=True)
+
+
 def test_the_banner_tells_who_drafts_without_heads() -> None:
     def shown(tree_sizes: tuple[int, ...] = (), **chosen: bool) -> str:
         info = msgspec.structs.replace(INFO, num_heads=0, heads=None, tree_sizes=tree_sizes)
