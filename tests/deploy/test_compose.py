@@ -10,6 +10,7 @@ import yaml
 
 from server.settings import ENV_PREFIX, Settings
 from tests.deploy.conftest import ROOT, Run
+from tests.deploy.test_image import FILE, stages
 
 FOLDER = ROOT / "docker"
 FILES = ("compose.yaml", "compose.gpu.yaml")
@@ -132,6 +133,35 @@ def test_prometheus_finds_the_server_and_grafana_finds_prometheus() -> None:
 
     assert "medusa:8000" in targets and networks["medusa"] & networks["prometheus"]
     assert sources["datasources"][0]["url"] == "http://prometheus:9090" and networks["prometheus"] & networks["grafana"]
+
+
+def test_prometheus_reads_what_is_mounted_and_writes_to_its_volume() -> None:
+    service = services()["prometheus"]
+    mounts = dict(volume.split(":")[:2] for volume in service["volumes"])
+    options = dict(word.removeprefix("--").split("=", 1) for word in service["command"])
+    places = {inside: outside for outside, inside in mounts.items()}
+    read = Path(options["config.file"])
+
+    assert (FOLDER / places[str(read.parent)] / read.name).is_file()
+    assert places[options["storage.tsdb.path"]] == "prometheus"
+    assert "./grafana.ini:/etc/grafana/grafana.ini:ro" in services()["grafana"]["volumes"], "where the image looks"
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_a_service_is_asked_how_it_is_on_the_port_that_it_opens(name: str) -> None:
+    service = services()[name]
+    (port,) = (port.rpartition(":")[2] for port in service["ports"])
+
+    assert service["healthcheck"]["test"][-1].startswith(f"http://127.0.0.1:{port}/")
+
+
+def test_the_image_is_built_from_its_dockerfile_with_arguments_that_it_takes() -> None:
+    build = services()["medusa"]["build"]
+    context = FOLDER / build["context"]
+    taken = {words.partition("=")[0] for stage in stages() for instruction, words in stage if instruction == "ARG"}
+
+    assert (context / build["dockerfile"]).resolve() == FILE and context.resolve() == ROOT
+    assert set(build["args"]) <= taken
 
 
 def test_grafana_shows_its_dashboards_where_they_are_mounted() -> None:

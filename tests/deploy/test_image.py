@@ -69,6 +69,12 @@ def test_what_is_written_goes_to_the_volume_or_to_temporary_files() -> None:
     assert len(homes) >= 5
     assert {name: value for name, value in homes.items() if not f"{value}/".startswith(f"{volume}/")} == {}
     assert variables()["TMPDIR"] == "/tmp"
+    # a new volume takes over whose the folder is that it is laid over
+    assert any(f"install -d -o medusa -g medusa {volume}" in " ".join(words.split()) for words in words_of("RUN"))
+
+
+def test_the_server_can_be_reached_from_outside_of_the_container() -> None:
+    assert variables()["MEDUSA_HOST"] == "0.0.0.0"
 
 
 def test_the_servers_variables_are_settings_and_its_port_is_the_exposed_one() -> None:

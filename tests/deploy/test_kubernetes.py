@@ -103,6 +103,25 @@ def test_one_port_goes_by_one_name() -> None:
     assert {*probes, served["targetPort"], scraped["port"], served["name"], opened["port"]} == {port["name"]}
 
 
+def test_neighbours_the_ingress_and_prometheus_come_in_and_names_and_models_are_got_outside() -> None:
+    policy = OBJECTS["NetworkPolicy"]["spec"]
+    (inward,) = policy["ingress"]
+    spaces = [peer["namespaceSelector"]["matchLabels"] for peer in inward["from"] if "namespaceSelector" in peer]
+    address = OBJECTS["ScaledObject"]["spec"]["triggers"][0]["metadata"]["serverAddress"]
+    outward = [{(port["protocol"], port["port"]) for port in rule["ports"]} for rule in policy["egress"]]
+
+    assert {"podSelector": {}} in inward["from"]
+    # http://SERVICE.NAMESPACE.svc:PORT: who is asked for figures is who scrapes them
+    assert address.split(".")[1] in {labels["kubernetes.io/metadata.name"] for labels in spaces}
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert outward == [{("UDP", 53), ("TCP", 53)}, {("TCP", 443)}]
+
+
+def test_pods_on_several_nodes_share_the_cache() -> None:
+    assert OBJECTS["ScaledObject"]["spec"]["maxReplicaCount"] > 1
+    assert OBJECTS["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
 def test_a_worker_that_starts_again_costs_a_pod_its_requests_and_not_its_life() -> None:
     paths = {kind: CONTAINER[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     startup = CONTAINER["startupProbe"]
