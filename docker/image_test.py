@@ -191,7 +191,9 @@ def running(buildah: Buildah, config: dict[str, Any], port: int) -> Iterator[Con
     """The image's own command, on a port of the loopback address."""
     work, name = buildah.work, f"medusa-{os.getpid()}"
     files = buildah("from", "--pull-never", IMAGE)
-    bundle(work, buildah("mount", files), config, port)
+    root = buildah("mount", files)
+    assert Path(root, "cache").stat().st_uid == UID, "an engine's new volume would be nobody's to write to"
+    bundle(work, root, config, port)
     crun = f"crun --root {work / 'crun'} --cgroup-manager disabled run --bundle {work} {name}"
     # crun looks at this machine's cgroups even when told to leave them alone, and refuses some kinds
     words = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /sys/fs/cgroup && exec {crun}"]
