@@ -7,7 +7,9 @@ import { drawing } from "./elements.js";
 
 const ROW = 44;
 const BOX = 34;
-const GAP = 34;
+const GAP = 24;
+// A wide tree is made this much smaller before it has to be scrolled.
+const SMALLEST = 0.8;
 const CHARACTER = 7.3;
 const LONGEST = 16;
 
@@ -93,8 +95,11 @@ export function drawTree(step) {
   edges.sort((one, other) => Number(one.kept) - Number(other.kept));
   const nodes = places.map((place) => drawNode(place, at(place), widths[place.column]));
   const label = describe(step, places);
-  const size = { viewBox: `0 0 ${width} ${height}`, width, height };
-  return drawing("svg", { ...size, role: "img", "aria-label": label }, ...edges.map(({ node }) => node), ...nodes);
+  const look = { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label };
+  const svg = drawing("svg", look, ...edges.map(({ node }) => node), ...nodes);
+  svg.style.maxWidth = `${width}px`;
+  svg.style.minWidth = `${width * SMALLEST}px`;
+  return svg;
 }
 
 /**
@@ -115,7 +120,7 @@ function widthsOf(places) {
   /** @type {number[]} */
   const widths = [];
   for (const { text, column } of places) {
-    widths[column] = Math.max(widths[column] ?? 44, [...shown(text)].length * CHARACTER + 16);
+    widths[column] = Math.max(widths[column] ?? 40, [...shown(text)].length * CHARACTER + 14);
   }
   return widths;
 }
