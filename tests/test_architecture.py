@@ -69,7 +69,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"otel"},
         {"exchange"},
         {"conversations", "merged_metrics", "relayed"},
-        {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.silence"},
+        {"schemas", "settings", "worker.lifeline", "worker.messages", "worker.outbox", "worker.silence"},
         {"allocator", "logs", "open_files"},
     ],
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from server.worker.messages import FromWorker, ToWorker, decode_from_worker, encode
+from server.worker.outbox import Outbox
 from server.worker.process import run
 from server.worker.silence import Silence
 
@@ -46,6 +47,7 @@ class Child:
         theirs.close()
         self.started_s = time.monotonic()
         self._silence = Silence(self.started_s, longest_look_s)
+        self._outbox = Outbox(self._connection, asyncio.get_running_loop())
         arguments = self._connection, asyncio.get_running_loop(), on_message, on_gone
         self._reader = threading.Thread(target=self._read, args=arguments, name="worker-reader", daemon=True)
         self._reader.start()
@@ -61,12 +63,8 @@ class Child:
         return self._process.exitcode
 
     def send(self, message: ToWorker) -> bool:
-        """Whether the message left; a worker that is gone is noticed by the reader."""
-        try:
-            self._connection.send_bytes(encode(message))
-        except OSError:
-            return False
-        return True
+        """Whether the message is under way; a worker that is gone is noticed by the reader."""
+        return self._outbox.send(encode(message))
 
     def silent_s(self) -> float:
         """Seconds since the last sign of life, as far as this was asked often enough."""
@@ -89,6 +87,7 @@ class Child:
     def close(self) -> None:
         """Let go of the pipe of one that has ended, which has ended the reader as well."""
         self._reader.join(LONGEST_JOIN_S)
+        self._outbox.close()
         self._connection.close()
 
     def _read(

@@ -131,6 +131,17 @@ def test_a_worker_that_is_stopped_while_idle_hangs(tmp_path: Path) -> None:
         assert answers_again(server)
 
 
+def test_a_worker_that_does_not_even_take_its_request_hangs(tmp_path: Path) -> None:
+    with running(tmp_path, step_timeout_s=PATIENCE_S, max_context=200_000) as server:
+        os.kill(pid_of(server), signal.SIGSTOP)
+        # more than the pipe holds
+        failed = server.post("/v1/completions", {**HELLO, "prompt": [299] * 150_000, "max_tokens": 1})
+
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "worker_died")
+        assert restarts(server) == {"hang": 1}
+        assert answers_again(server)
+
+
 def test_a_long_prefill_and_an_idle_worker_give_signs_of_life(tmp_path: Path) -> None:
     with running(tmp_path, step_timeout_s=PATIENCE_S) as server:
         # four seconds without a token
