@@ -4,6 +4,7 @@ Everything here runs on the event loop except that thread, which only hands mess
 """
 
 import asyncio
+import errno
 import multiprocessing
 import threading
 import time
@@ -38,7 +39,7 @@ class Child:
         on_gone:        told when the worker's end of the pipe is closed: it has ended, or is about to.
         longest_look_s: see Silence.
 
-        Raises OSError when the system has no room for another process.
+        Raises OSError when the system has no room for another process, or for the thread that hears it.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -50,7 +51,11 @@ class Child:
         self._outbox = Outbox(self._connection, asyncio.get_running_loop())
         arguments = self._connection, asyncio.get_running_loop(), on_message, on_gone
         self._reader = threading.Thread(target=self._read, args=arguments, name="worker-reader", daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError as error:
+            self._abandon()
+            raise OSError(errno.EAGAIN, f"the worker would not be heard: {error}") from error
 
     @property
     def pid(self) -> int | None:
@@ -87,6 +92,13 @@ class Child:
     def close(self) -> None:
         """Let go of the pipe of one that has ended, which has ended the reader as well."""
         self._reader.join(LONGEST_JOIN_S)
+        self._outbox.close()
+        self._connection.close()
+
+    def _abandon(self) -> None:
+        """End a process that nobody would hear."""
+        self._process.kill()
+        self._process.join()
         self._outbox.close()
         self._connection.close()
 

@@ -1,6 +1,9 @@
 import asyncio
+import multiprocessing
 import signal
 import threading
+
+import pytest
 
 from server.worker.child import Child
 from server.worker.messages import Done, FromWorker, Ready, Shutdown
@@ -51,3 +54,18 @@ def test_a_child_that_is_killed_tells_by_its_exit_code() -> None:
         return child.exit_code
 
     assert asyncio.run(scene()) == -signal.SIGKILL
+
+
+def test_a_system_without_room_for_a_thread_has_none_for_a_child() -> None:
+    async def scene() -> None:
+        # more than any address space
+        usual = threading.stack_size(1 << 47)
+        try:
+            with pytest.raises(OSError, match="would not be heard"):
+                Child(fake_engine.FACTORY, lambda message: None, lambda: None, longest_look_s=1.0)
+        finally:
+            threading.stack_size(usual)
+
+    asyncio.run(scene())
+
+    assert multiprocessing.active_children() == []
