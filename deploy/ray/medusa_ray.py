@@ -358,11 +358,13 @@ def main(
             port = listener.getsockname()[1]
         connect(address)
         asked_to_end = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: asked_to_end.set())
+        # until there is something to drain, a signal ends what goes on: a model may load for minutes, or for ever
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             serve.start(http_options=HTTPOptions(host=settings.host, port=port), logging_config=QUIET)
             fronts_of_all = serve.run(build(scaling), name=APPLICATION, logging_config=QUIET)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: asked_to_end.set())
             console.print(f"http://{settings.host}:{port}/v1 answers", highlight=False)
             asked_to_end.wait()
             # Ray itself would end its proxy first, and cut off what it was sending

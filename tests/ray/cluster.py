@@ -118,8 +118,8 @@ def is_ready(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, *options: str, **settings: str) -> Iterator[Cluster]:
-    """Run the program until the block ends, which leaves no process of it behind."""
+def starting(folder: Path, *options: str, **settings: str) -> Iterator[Cluster]:
+    """Run the program until the block ends, which leaves no process of it behind; nothing answers yet."""
     port, mark = free_port(), uuid.uuid4().hex
     # the paths of Ray's sockets must be short
     with (
@@ -137,14 +137,22 @@ def cluster(folder: Path, *options: str, **settings: str) -> Iterator[Cluster]:
         )
         running = Cluster(f"http://127.0.0.1:{port}", process, mark)
         try:
-            wait_for("ready", lambda: process.poll() is not None or is_ready(running.url), START_TIMEOUT_S)
-            assert process.poll() is None, f"the program ended with status {process.returncode}"
             yield running
         except BaseException:
             print((folder / "log").read_text()[-20_000:])
             raise
         finally:
             end(running)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, *options: str, **settings: str) -> Iterator[Cluster]:
+    """Run the program, which answers, until the block ends."""
+    with starting(folder, *options, **settings) as running:
+        program = running.process
+        wait_for("ready", lambda: program.poll() is not None or is_ready(running.url), START_TIMEOUT_S)
+        assert program.poll() is None, f"the program ended with status {program.returncode}"
+        yield running
 
 
 def end(running: Cluster) -> None:

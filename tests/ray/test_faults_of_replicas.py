@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.ray.cluster import Cluster, cluster, wait_for
+from tests.ray.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S, Cluster, cluster, starting, wait_for
 
 DELAYS = "--upscale-delay-s", "1", "--downscale-delay-s", "1"
 ONE_MORE = "--min-replicas", "1", "--max-replicas", "2", "--fronts", "1", *DELAYS
@@ -106,3 +106,15 @@ def test_replicas_come_and_go_with_the_queue_and_every_end_waits_for_what_runs(t
         assert rest[-1] == "[DONE]"
         assert "finish_reason" in rest[-2]
         assert not any('"error"' in event for event in rest)
+
+
+def test_a_signal_ends_a_start_whose_model_never_loads(tmp_path: Path) -> None:
+    with starting(tmp_path) as loading:
+        wait_for("loading", lambda: loading.processes("spawn_main") != {}, START_TIMEOUT_S)
+        (worker,) = loading.processes("spawn_main")
+        os.kill(worker, signal.SIGSTOP)
+
+        loading.process.send_signal(signal.SIGTERM)
+
+        assert loading.process.wait(STOP_TIMEOUT_S) == 130
+        assert loading.processes() == {}
