@@ -22,7 +22,10 @@
 export const SOURCES = ["base", "heads", "lookup", "recycling", "prediction", "grammar"];
 
 export class Answer {
+  /** All that was written, what came before the answer itself included. */
   text = "";
+  /** The answer itself. */
+  content = "";
   /** @type {Step[]} */
   steps = [];
   /** @type {any} */
@@ -50,6 +53,7 @@ export class Answer {
     const text = choice?.text ?? choice?.delta?.content ?? "";
     const steps = chunk.speculation_detail ?? [];
     this.text += (choice?.delta?.reasoning_content ?? "") + text;
+    this.content += text;
     this.steps.push(...steps);
     if (text !== "" || steps.length > 0) {
       this.firstAt ??= now;

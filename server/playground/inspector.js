@@ -13,7 +13,7 @@ import { drawTree } from "./tree.js";
  */
 
 // Often enough to look alive, seldom enough to cost nothing.
-const REDRAW_MS = 160;
+const REDRAW_MS = 200;
 
 /**
  * A step in a sentence.

@@ -1,7 +1,9 @@
 /** The page: what is asked, who answers, and what the buttons do. */
 
+import { Access } from "./access.js";
 import { Answer } from "./answer.js";
 import { Api, Refused } from "./api.js";
+import { Composer } from "./composer.js";
 import { byId, element } from "./elements.js";
 import { Inspector } from "./inspector.js";
 import { AnswerView } from "./message.js";
@@ -13,24 +15,17 @@ import { startTheme, storageOf } from "./theme.js";
 /**
  * @typedef {object} Exchange a question with its answer
  * @property {string} question
- * @property {"chat" | "completion"} kind
+ * @property {import("./composer.js").Kind} kind
  * @property {HTMLElement} node
  * @property {AnswerView | null} view
- * @property {AnswerView[]} views with the one it is compared with
+ * @property {AnswerView[]} views those that are shown: the answer, or two that are compared
  */
 
-/** The demo model knows Python's standard library and nothing else. */
-const EXAMPLES = {
-  chat: ["What does textwrap.dedent do?", "What does json.dumps do?", "What does shutil.copytree do?"],
-  completion: ["def read_text(path):\n", "class Settings:\n    def __init__(self", "import argparse\n\ndef main():\n"],
-};
-const HINTS = {
-  chat: "Enter sends, Shift + Enter begins a line",
-  completion: "Ctrl + Enter sends",
-};
 // Closer to the end than this, the page follows the text.
 const FOLLOWING_PX = 160;
-const WIDE = "(min-width: 1180px)";
+const HAS_ROOM_FOR_SETTINGS = "(min-width: 1180px)";
+const HAS_ROOM_FOR_TREES = "(min-width: 820px)";
+const WANTS_CALM = "(prefers-reduced-motion: reduce)";
 
 class Page {
   /** @type {Exchange[]} */
@@ -40,41 +35,26 @@ class Page {
 
   constructor() {
     this.api = new Api();
-    this.inspector = new Inspector();
-    this.status = new ServerStatus(this.api, { onChange: () => this.refresh(), onKeyWanted: () => this.wantKey() });
     this.options = byId("options");
-    this.prompt = byId("prompt");
-    byId("settings").hidden = !matchMedia(WIDE).matches;
-    byId("settings-toggle").setAttribute("aria-expanded", String(matchMedia(WIDE).matches));
+    this.inspector = new Inspector();
+    this.access = new Access(this.api, () => this.status.look().then(() => this.composer.focus()));
+    this.status = new ServerStatus(this.api, { onChange: () => this.refresh(), onKeyWanted: () => this.access.ask() });
+    this.composer = new Composer({ onSend: () => this.send(), onChange: () => this.refresh() });
+    this.showSettings(matchMedia(HAS_ROOM_FOR_SETTINGS).matches);
     this.listen();
     this.changeKind();
     this.status.look();
   }
 
-  /** @returns {"chat" | "completion"} */
-  get kind() {
-    return this.options.elements.kind.value;
-  }
-
   listen() {
-    byId("composer").addEventListener("submit", (/** @type {Event} */ event) => {
-      event.preventDefault();
-      this.send();
-    });
-    this.prompt.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.key(event));
-    this.prompt.addEventListener("input", () => this.refresh());
     byId("stop").addEventListener("click", () => this.running?.abort());
     byId("new").addEventListener("click", () => this.clear());
-    byId("access").addEventListener("submit", (/** @type {Event} */ event) => this.unlock(event));
+    byId("settings-toggle").addEventListener("click", () => this.showSettings(byId("settings").hidden));
     this.options.addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
     this.options.addEventListener("change", (/** @type {Event} */ event) => {
       const name = /** @type {HTMLInputElement} */ (event.target).name;
       if (name === "kind") this.changeKind();
       if (name === "colours") for (const view of this.views) view.colour(this.options.elements.colours.checked);
-    });
-    byId("settings-toggle").addEventListener("click", () => {
-      byId("settings").hidden = !byId("settings").hidden;
-      byId("settings-toggle").setAttribute("aria-expanded", String(!byId("settings").hidden));
     });
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -90,128 +70,98 @@ class Page {
   /** Buttons as far as they can be used now. */
   refresh() {
     const isBusy = this.running !== null;
-    byId("send").disabled = isBusy || !this.status.isReady || this.prompt.value === "" || this.status.name === "";
-    byId("send").hidden = isBusy;
-    byId("stop").hidden = !isBusy;
+    this.composer.refresh({ isBusy, canSend: this.status.isReady && this.status.name !== "" });
     for (const button of byId("messages").querySelectorAll("button")) button.disabled = isBusy;
     byId("intro").hidden = this.exchanges.length > 0;
   }
 
+  /** @param {boolean} isShown */
+  showSettings(isShown) {
+    byId("settings").hidden = !isShown;
+    byId("settings-toggle").setAttribute("aria-expanded", String(isShown));
+  }
+
   changeKind() {
-    const isChat = this.kind === "chat";
-    byId("system-field").hidden = !isChat;
-    byId("prompt-label").textContent = isChat ? "Your question" : "Text to continue";
-    byId("hint").textContent = HINTS[this.kind];
-    byId("send").textContent = isChat ? "Send" : "Continue";
-    this.prompt.classList.toggle("code", !isChat);
-    this.prompt.rows = isChat ? 2 : 8;
-    byId("examples").replaceChildren(...EXAMPLES[this.kind].map((text) =>
-      element("button", { type: "button", onclick: () => this.fill(text) }, text.trim().split("\n")[0])));
-    this.refresh();
-  }
-
-  /** @param {string} text */
-  fill(text) {
-    this.prompt.value = text;
-    this.prompt.focus();
-    this.refresh();
-  }
-
-  /** @param {KeyboardEvent} event */
-  key(event) {
-    const sends = this.kind === "chat" ? !event.shiftKey : event.ctrlKey || event.metaKey;
-    // Enter also ends what an input method composes
-    if (event.key !== "Enter" || !sends || event.isComposing) return;
-    event.preventDefault();
-    if (!byId("send").disabled && !byId("send").hidden) this.send();
+    const kind = this.options.elements.kind.value;
+    byId("system-field").hidden = kind !== "chat";
+    this.composer.show(kind);
   }
 
   send() {
-    const question = this.prompt.value;
-    const kind = this.kind;
     if (!this.options.reportValidity()) return;
-    if (kind === "chat") this.prompt.value = "";
+    const { kind } = this.composer;
     const node = element("article", { class: `exchange of-${kind}` });
     /** @type {Exchange} */
-    const exchange = { question, kind, node, view: null, views: [] };
+    const exchange = { question: this.composer.take(), kind, node, view: null, views: [] };
     this.exchanges.push(exchange);
     byId("messages").append(node);
-    return this.answer(exchange);
+    this.answer(exchange);
   }
 
   /** @param {Exchange} exchange */
   async answer(exchange) {
-    const form = new FormData(this.options);
-    const { name } = this.status;
+    const asked = this.request(exchange);
     const isChat = exchange.kind === "chat";
-    const asked = isChat
-      ? chatRequest(name, form, this.conversation(exchange))
-      : completionRequest(name, form, exchange.question);
-    const look = { prompt: isChat ? "" : exchange.question, isColoured: this.options.elements.colours.checked };
     const title = isPlain(asked) ? "Speculation off" : "Answer";
     const onStep = (/** @type {AnswerView} */ chosen, /** @type {number} */ place) => this.inspect(chosen, place);
-    const view = new AnswerView(title, new Answer(performance.now()), look, onStep);
+    const view = new AnswerView(title, new Answer(performance.now()), this.lookOf(exchange), onStep);
     exchange.view = view;
     exchange.views = [view];
-    const beside = element("div", { class: "beside" });
     const actions = element("div", { class: "actions" });
-    const both = element("div", { class: "both" }, view.node, beside);
-    exchange.node.replaceChildren(...(isChat ? [questionOf(exchange.question)] : []), both, actions);
-    await this.work(view, "Answering.", async (signal) => {
+    const answers = element("div", { class: "answers" }, view.node);
+    exchange.node.classList.remove("compared");
+    exchange.node.replaceChildren(...(isChat ? [questionOf(exchange.question)] : []), answers, actions);
+    await this.work("Answering.", async (signal) => {
       for await (const chunk of this.api.stream(asked.path, asked.body, signal)) {
         view.answer.take(chunk, performance.now());
         view.plan();
         this.follow(view);
       }
       return view.summary;
-    });
-    this.offer(exchange, asked, actions, beside);
+    }, (message) => view.fail(message));
+    view.update();
+    this.offer(exchange, asked, actions, answers);
     this.follow(view);
   }
 
-  /**
-   * The messages before an exchange's answer; questions that got none are left out.
-   * @param {Exchange} exchange
-   */
-  conversation(exchange) {
+  /** @param {Exchange} exchange */
+  request(exchange) {
+    const form = new FormData(this.options);
+    if (exchange.kind === "completion") return completionRequest(this.status.name, form, exchange.question);
     const before = this.exchanges.slice(0, this.exchanges.indexOf(exchange));
-    const answered = before.filter(({ kind, view }) => kind === "chat" && view?.answer.text);
+    // a question that got no answer is left out
+    const answered = before.filter(({ kind, view }) => kind === "chat" && view?.answer.content);
     const messages = answered.flatMap(({ question, view }) => [
       { role: "user", content: question },
-      { role: "assistant", content: view?.answer.text ?? "" },
+      { role: "assistant", content: view?.answer.content ?? "" },
     ]);
-    return [...messages, { role: "user", content: exchange.question }];
+    return chatRequest(this.status.name, form, [...messages, { role: "user", content: exchange.question }]);
   }
 
   /**
    * Something that can be stopped, and may fail.
-   * @param {AnswerView} view told what went wrong
    * @param {string} beginning
    * @param {(signal: AbortSignal) => Promise<string>} task gives what is read out at its end
+   * @param {(message: string) => void} onProblem told what went wrong
    */
-  async work(view, beginning, task) {
+  async work(beginning, task, onProblem) {
+    const announcer = byId("announcer");
     this.running = new AbortController();
     this.refresh();
-    const announcer = byId("announcer");
     announcer.textContent = beginning;
     try {
       announcer.textContent = await task(this.running.signal);
     } catch (error) {
       if (error instanceof DOMException && error.name === "AbortError") announcer.textContent = "Stopped.";
-      else if (error instanceof Refused) this.tellProblem(view, error);
-      else throw error;
+      else if (error instanceof Refused) {
+        onProblem(error.message);
+        if (error.status === 401) this.access.ask();
+        else this.status.look();
+      } else throw error;
     } finally {
       this.running = null;
-      view.update();
       this.refresh();
     }
-  }
-
-  /** @param {AnswerView} view @param {Refused} error */
-  tellProblem(view, error) {
-    view.fail(error.message);
-    if (error.status === 401) this.wantKey();
-    else this.status.look();
   }
 
   /**
@@ -219,50 +169,52 @@ class Page {
    * @param {Exchange} exchange
    * @param {{path: string, body: any}} asked
    * @param {HTMLElement} actions
-   * @param {HTMLElement} beside
+   * @param {HTMLElement} answers
    */
-  offer(exchange, asked, actions, beside) {
-    const { view } = exchange;
+  offer(exchange, asked, actions, answers) {
+    const { question, kind, view } = exchange;
     if (view === null) return;
-    /** @type {[string, () => void][]} */
-    const offers = [
-      ["Regenerate", () => this.answer(exchange)],
-      exchange.kind === "chat"
-        ? ["Edit the question", () => this.edit(exchange)]
-        : ["Continue from here", () => this.fill(exchange.question + view.answer.text)],
-    ];
-    if (view.answer.finish !== null) {
-      const label = `Answer again with speculation ${isPlain(asked) ? "on" : "off"}`;
-      offers.unshift([label, () => this.compare(exchange, asked, beside)]);
-    }
-    actions.replaceChildren(...offers.map(([label, act]) => {
-      const look = label.startsWith("Answer") ? "primary" : "of-the-last";
-      return element("button", { type: "button", onclick: act, class: look }, label);
-    }));
+    const button = (/** @type {string} */ label, /** @type {string} */ look, /** @type {() => void} */ act) =>
+      element("button", { type: "button", class: look, onclick: act }, label);
+    const other = `Compare with speculation ${isPlain(asked) ? "on" : "off"}`;
+    actions.replaceChildren(
+      // half an answer is compared with nothing
+      ...(view.answer.finish === null ? [] : [button(other, "primary", () => this.compare(exchange, asked, answers))]),
+      button("Regenerate", "of-the-last", () => this.answer(exchange)),
+      kind === "chat"
+        ? button("Edit the question", "of-the-last", () => this.edit(exchange))
+        : button("Continue from here", "of-the-last", () => this.composer.fill(question + view.answer.text)),
+    );
   }
 
   /**
    * @param {Exchange} exchange
    * @param {{path: string, body: any}} asked
-   * @param {HTMLElement} beside
+   * @param {HTMLElement} answers
    */
-  async compare(exchange, asked, beside) {
-    const view = exchange.view;
-    if (view === null) return;
+  async compare(exchange, asked, answers) {
+    const look = this.lookOf(exchange);
     exchange.node.classList.add("compared");
-    const onStep = (/** @type {AnswerView} */ chosen, /** @type {number} */ place) => this.inspect(chosen, place);
-    const onView = (/** @type {AnswerView} */ second) => {
-      exchange.views = [view, second];
-    };
-    await this.work(view, "Answering again.", (signal) =>
-      compare(this.api, view, asked, beside, { signal, onStep, onView }));
+    exchange.views = [];
+    this.inspector.close();
+    await this.work("Answering twice.", (signal) => compare(this.api, asked, look, answers, {
+      signal,
+      onStep: (view, place) => this.inspect(view, place),
+      onView: (view) => exchange.views.push(view),
+    }), (message) => answers.append(element("p", { class: "problem", role: "alert" }, message)));
+  }
+
+  /** @param {Exchange} exchange */
+  lookOf({ kind, question }) {
+    return { prompt: kind === "chat" ? "" : question, isColoured: this.options.elements.colours.checked };
   }
 
   /** @param {Exchange} exchange */
   edit(exchange) {
     this.exchanges = this.exchanges.filter((other) => other !== exchange);
     exchange.node.remove();
-    this.fill(exchange.question);
+    this.inspector.close();
+    this.composer.fill(exchange.question);
   }
 
   clear() {
@@ -270,7 +222,7 @@ class Page {
     this.exchanges = [];
     byId("messages").replaceChildren();
     this.inspector.close();
-    this.prompt.focus();
+    this.composer.focus();
     this.refresh();
   }
 
@@ -280,37 +232,17 @@ class Page {
     this.inspector.show(view, place);
   }
 
-  /** Keep the end of an answer in sight, and its newest tree. @param {AnswerView} view */
+  /**
+   * Keep the end of an answer in sight, and its newest tree.
+   * @param {AnswerView} view
+   */
   follow(view) {
+    if (!this.views.includes(view)) return;
     const page = document.documentElement;
     if (page.scrollHeight - page.scrollTop - page.clientHeight < FOLLOWING_PX) page.scrollTop = page.scrollHeight;
-    // beside the text there must be room, and the eye's rest is the reader's choice
-    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches || !matchMedia("(min-width: 820px)").matches;
+    // there must be room beside the text, and the eye's rest is the reader's choice
+    const isCalm = matchMedia(WANTS_CALM).matches || !matchMedia(HAS_ROOM_FOR_TREES).matches;
     if (this.options.elements.follow.checked && !isCalm) this.inspector.follow(view, performance.now());
-  }
-
-  wantKey() {
-    if (!byId("access").hidden) return;
-    byId("access").hidden = false;
-    byId("key").focus();
-  }
-
-  /** @param {Event} event */
-  async unlock(event) {
-    event.preventDefault();
-    byId("access-problem").textContent = "";
-    this.api.useKey(byId("key").value);
-    try {
-      await this.api.model();
-    } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      byId("access-problem").textContent = error.status === 401 ? "The server does not take this key." : error.message;
-      return;
-    }
-    byId("access").hidden = true;
-    byId("key").value = "";
-    await this.status.look();
-    this.prompt.focus();
   }
 }
 

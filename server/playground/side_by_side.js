@@ -1,4 +1,4 @@
-/** The same question again with speculation switched, beside the first answer, and what the two have to say. */
+/** One question answered with speculation and without, side by side, and what the two have to say. */
 
 import { Answer } from "./answer.js";
 import { firstDifference, gapAt, ratioOf, scoredOf } from "./comparison.js";
@@ -12,7 +12,7 @@ import { AnswerView } from "./message.js";
  * @typedef {object} Surroundings
  * @property {AbortSignal} signal
  * @property {(view: AnswerView, place: number) => void} onStep a step was chosen
- * @property {(view: AnswerView) => void} onView the second answer begins
+ * @property {(view: AnswerView) => void} onView an answer begins
  */
 
 const ALTERNATIVES = 5;
@@ -33,32 +33,35 @@ export function switched(asked) {
 }
 
 /**
+ * Answer twice, one after the other as the server does, and judge. Both are new answers: the first one may have computed
+ * the prompt and drawn trees, and would be slower for that.
  * @param {Api} api
- * @param {AnswerView} first a finished answer
  * @param {Asked} asked
- * @param {HTMLElement} place where the second answer and the verdict go
+ * @param {{prompt: string, isColoured: boolean}} look
+ * @param {HTMLElement} place
  * @param {Surroundings} page
  * @returns {Promise<string>} the verdict
  */
-export async function compare(api, first, asked, place, page) {
-  const again = switched(asked);
-  const title = isPlain(again) ? "Speculation off" : "Speculation on";
-  const look = { prompt: first.prompt.textContent ?? "", isColoured: first.isColoured };
-  const second = new AnswerView(title, new Answer(performance.now()), look, page.onStep);
+export async function compare(api, asked, look, place, page) {
+  const [quick, slow] = isPlain(asked) ? [switched(asked), asked] : [asked, switched(asked)];
   const verdict = element("div", { class: "verdict" });
-  place.replaceChildren(second.node, verdict);
-  page.onView(second);
-  for await (const chunk of api.stream(again.path, again.body, page.signal)) {
-    second.answer.take(chunk, performance.now());
-    second.plan();
+  place.replaceChildren(verdict);
+  const answers = [];
+  for (const request of [quick, slow]) {
+    const title = `Speculation ${isPlain(request) ? "off" : "on"}`;
+    const view = new AnswerView(title, new Answer(performance.now()), look, page.onStep);
+    verdict.before(view.node);
+    page.onView(view);
+    for await (const chunk of api.stream(request.path, request.body, page.signal)) {
+      view.answer.take(chunk, performance.now());
+      view.plan();
+    }
+    view.update();
+    answers.push(view);
   }
-  second.update();
-  const [fast, plain] = isPlain(again) ? [first, second] : [second, first];
+  const [fast, plain] = answers;
   const offset = firstDifference(fast.answer.text, plain.answer.text);
-  const plainly = isPlain(again) ? again : asked;
-  const words = offset === null
-    ? "The text is the same."
-    : await parting(api, plainly, fast, plain, offset, page.signal);
+  const words = offset === null ? "The text is the same." : await parting(api, slow, fast, plain, offset, page.signal);
   const times = ratioOf(fast.answer.decodeSeconds, plain.answer.decodeSeconds);
   const judgement = element("p", { class: offset === null ? "same" : "different" }, words);
   verdict.append(judgement, ...race(fast, plain), element("p", {}, times));

@@ -39,7 +39,7 @@ def test_every_text_can_be_read_in_light_and_dark(visits: Visits, demo_url: str,
     assert page.evaluate(FAINT_TEXTS) == []
     visit.ask(QUESTION, max_tokens="40")
     page.locator(".token").nth(5).click()
-    page.click("text=Answer again with speculation off")
+    page.click("text=Compare with speculation off")
     page.locator(".verdict p").last.wait_for()
 
     assert page.evaluate(FAINT_TEXTS) == []
@@ -77,7 +77,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(visits: Visits, demo
     assert page.locator("#inspector svg").is_visible()
     assert visit.has_no_horizontal_scroll()
     page.click("#inspector-close")
-    page.click("text=Answer again with speculation off")
+    page.click("text=Compare with speculation off")
     page.locator(".verdict p").last.wait_for()
     assert visit.has_no_horizontal_scroll()
 
