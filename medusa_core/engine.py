@@ -53,6 +53,9 @@ _log = logging.getLogger(__name__)
 # Timed for each way to read the cache; as many more would be a second of a slow start.
 _ATTENTION_STEPS = 12
 
+# What Python itself raises; RuntimeError is torch's, and may tell of the device.
+_BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
 _TOO_LONG = (
     "the device has no memory left for this request; shorten the prompt, or start the server with a smaller "
     "--max-context or --prefix-cache"
@@ -278,6 +281,9 @@ class Engine:
                 self.forget()
                 raise
             _log.warning("a request failed: %s: %s", type(error).__name__, error)
+        except _BUGS:
+            self.forget()
+            raise
         # Here the traceback is gone, and with it what the failed pass held.
         if isinstance(fault, OutOfMemory):
             self.give_back()
