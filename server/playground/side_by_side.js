@@ -33,8 +33,8 @@ export function switched(asked) {
 }
 
 /**
- * Answer twice, one after the other as the server does, and judge. Both are new answers: the first one may have computed
- * the prompt and drawn trees, and would be slower for that.
+ * Answer twice, one after the other as the server does, and judge. Both are new answers: the one that is there already
+ * may have computed the prompt and drawn trees, and would be slower for that.
  * @param {Api} api
  * @param {Asked} asked
  * @param {{prompt: string, isColoured: boolean}} look
