@@ -1,21 +1,46 @@
 """`medusa generate`."""
 
-import time
-from typing import Annotated, Any
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from medusa_core.errors import ConfigurationError
-from server.commands.options import Adapter, ChatTemplate, Device, DType, Heads, MaxContext, Model, Quantize, Threads
-from server.commands.shared import given, one_line_errors
+from server.commands.coloring import speak
+from server.commands.local_model import Choices, LocalModel, check_mode, loading, stoppable
+from server.commands.options import (
+    Adapter,
+    ChatTemplate,
+    Color,
+    Device,
+    DType,
+    Heads,
+    LongestAnswer,
+    MaxContext,
+    MinP,
+    Mode,
+    Model,
+    Quantize,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    TreeNodes,
+)
+from server.commands.shared import one_line_errors, say
+from server.commands.spoken import Spoken, told
 
 __all__ = ["generate"]
 
+INTERRUPTED = 130  # as shells have it
+
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what to answer, or with --raw what to continue")],
+    prompt: Annotated[str, typer.Argument(help="what to answer, or with --raw what to continue; - reads the input")],
     model: Model = "demo",
     heads: Heads = None,
     device: Device = "auto",
@@ -23,77 +48,74 @@ def generate(
     quantize: Quantize = "none",
     adapter: Adapter = True,
     max_context: MaxContext = None,
-    tree_nodes: Annotated[
-        int | None, typer.Option(min=1, help="nodes of one verified tree; left out: the fastest at every step")
-    ] = None,
+    tree_nodes: TreeNodes = None,
     threads: Threads = None,
     chat_template: ChatTemplate = None,
     raw: Annotated[bool, typer.Option("--raw", help="continue the text instead of answering it as a chat")] = False,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="longest answer; left out: what the context holds")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy; left out: the model's")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="left out: the model's")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="left out: the model's")] = None,
-    min_p: Annotated[float | None, typer.Option(min=0, max=1, help="left out: the model's")] = None,
-    seed: Annotated[int | None, typer.Option(help="same seed, same answer")] = None,
-    mode: Annotated[str, typer.Option(help="auto, tree, static, chain or off")] = "auto",
+    max_tokens: LongestAnswer = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    mode: Mode = "auto",
+    color: Color = "steps",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object at the end: text, statistics, what each step brought")
+    ] = False,
 ) -> None:
     """Answer one prompt in the terminal, with the statistics of its speculation."""
     out, console = Console(soft_wrap=True), Console(stderr=True)
     with one_line_errors(console):
-        if mode not in ("auto", "tree", "static", "chain", "off"):
-            raise ConfigurationError(f"--mode is {mode!r}, it must be auto, tree, static, chain or off")
-        from medusa_core.text import TextCodec
-
-        codec = TextCodec.load(model, chat_template)
-        tokens = codec.encode(prompt) if raw or not codec.has_chat_template else _encode_question(codec, prompt)
-        from medusa_core import Engine, EngineConfig, GenerationRequest, SamplingParams, SpeculationParams
-
-        engine_config = EngineConfig(
-            model=model,
-            heads=heads,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            adapter=adapter,
-            max_context=max_context,
-            tree_nodes=tree_nodes,
-            num_threads=threads,
-        )
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("loading", total=1.0)
-            engine = Engine.load(
-                engine_config, lambda stage, share: progress.update(task, description=stage, completed=share)
-            )
-        chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-        sampling = {**engine.info.default_sampling, **given(chosen)}
-        request = GenerationRequest(
-            prompt=tuple(tokens),
-            sampling=SamplingParams(**sampling, seed=seed),
-            speculation=SpeculationParams(mode=mode),
-            max_tokens=max_tokens,
-        )
-        text = codec.stream(prompt=tokens if raw or not codec.has_chat_template else ())
-        steps = emitted = step_tokens = 0
-        began = time.monotonic()
-        for delta in engine.generate(request):
-            shown = delta.tokens[:-1] if delta.finish_reason == "stop" else delta.tokens
-            out.print(text.push(shown).text, end="", markup=False, highlight=False)
-            emitted += len(delta.tokens)
-            if delta.prompt is not None:
-                began = time.monotonic()
-            if delta.step is not None:
-                steps += 1
-                step_tokens += len(delta.tokens)
-        out.print(text.finish(), markup=False, highlight=False)
-        seconds = time.monotonic() - began
-        speed = (
-            f", {step_tokens / steps:.2f} tokens per step, {step_tokens / seconds:.1f} tokens/s" if steps > 0 else ""
-        )
-        console.print(f"[{emitted} tokens{speed}]", style="dim", markup=False, highlight=False)
+        check_mode(mode)
+        words = _input() if prompt == "-" else prompt
+        options = {
+            "model": model,
+            "heads": heads,
+            "device": device,
+            "dtype": dtype,
+            "quantize": quantize,
+            "adapter": adapter,
+            "max_context": max_context,
+            "tree_nodes": tree_nodes,
+            "num_threads": threads,
+        }
+        with loading(console) as watch:
+            local = LocalModel.load(options, chat_template, watch)
+        choices = Choices(temperature, top_p, top_k, min_p, seed, max_tokens, mode)
+        with stoppable() as is_stopped:
+            if raw or not local.can_chat:
+                spoken = local.go_on(words, choices, is_stopped)
+            else:
+                spoken = local.reply([{"role": "user", "content": words}], choices, is_stopped)
+            if as_json:
+                _print_json(out, model, spoken)
+            else:
+                speak(out, spoken, color)
+                console.print(told(spoken.took), style="dim", markup=False, highlight=False, soft_wrap=True)
+        if spoken.took.finish_reason is None:
+            raise typer.Exit(INTERRUPTED)
 
 
-def _encode_question(codec: Any, prompt: str) -> list[int]:
-    tokens: list[int] = codec.encode_chat([{"role": "user", "content": prompt}])
-    return tokens
+def _input() -> str:
+    try:
+        words = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"the input is no UTF-8 text: {error}") from error
+    if not words.strip():
+        raise ConfigurationError("the prompt - stands for the input, which is empty; pipe some text into the command")
+    return words
+
+
+def _print_json(out: Console, model: str, spoken: Spoken) -> None:
+    steps = [[asdict(one) for one in step] for step in spoken]
+    took = spoken.took
+    record = {
+        "model": model,
+        "text": spoken.text,
+        **asdict(took),
+        "tokens_per_step": took.tokens_per_step,
+        "tokens_per_s": took.tokens_per_s,
+        "brought": steps,
+    }
+    say(out, json.dumps(record, ensure_ascii=False))

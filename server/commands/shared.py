@@ -1,8 +1,12 @@
 """What all commands share: errors as one line, options that were given, files that must be there."""
 
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -11,9 +15,26 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from medusa_core.errors import ConfigurationError, MedusaError
 from server.logs import STDERR, SteadyStream
 
-__all__ = ["given", "need_file", "one_line_errors", "say", "steady_console", "watched"]
+__all__ = [
+    "given",
+    "need_file",
+    "one_line_errors",
+    "say",
+    "show_tracebacks",
+    "steady_console",
+    "tell_unexpected",
+    "watched",
+]
 
 USAGE_ERROR, FAILURE = 2, 1
+
+# Set by the program's --debug, in the middle of whatever runs a command.
+_SHOWS_TRACEBACKS: ContextVar[bool] = ContextVar("shows_tracebacks", default=False)
+
+
+def show_tracebacks(is_wanted: bool) -> None:
+    """Whether errors come with where they were raised; not unless somebody asks."""
+    _SHOWS_TRACEBACKS.set(is_wanted)
 
 
 def steady_console() -> Console:
@@ -27,8 +48,29 @@ def one_line_errors(console: Console) -> Iterator[None]:
     try:
         yield
     except MedusaError as error:
+        if _SHOWS_TRACEBACKS.get():
+            say(console, "".join(traceback.format_exception(error)).rstrip())
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(USAGE_ERROR if isinstance(error, ConfigurationError) else FAILURE) from None
+
+
+def tell_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What `sys.excepthook` is in the program: one line for an error that nobody foresaw, too."""
+    if _SHOWS_TRACEBACKS.get():
+        sys.__excepthook__(kind, error, trace)
+        return
+    frames = traceback.extract_tb(trace)
+    place = f", in {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    # what the system says of a file or a socket needs no more words
+    line = str(error) if isinstance(error, OSError) else f"{kind.__name__}: {error}{place}"
+    reason = " ".join(line.split())
+    steady_console().print(
+        f"error: {reason}; `medusa --debug ...` shows where it came from",
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def given(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from server.cli import COMMANDS, create_cli
@@ -53,3 +54,22 @@ def test_no_module_of_the_server_loads_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert shown == "False\n"
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it_alone() -> None:
+    words = ["convert", "nowhere", "here", "--layout", "none"]
+    plain, debugged = (CliRunner().invoke(create_cli(), [*more, *words]).stderr for more in ([], ["--debug"]))
+
+    assert "Traceback" not in plain
+    assert "Traceback" in debugged
+    assert debugged.endswith(plain)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_may_complete_commands_and_options(shell: str) -> None:
+    shown = CliRunner().invoke(create_cli(), [], prog_name="medusa", env={"_MEDUSA_COMPLETE": f"source_{shell}"})
+    asked = {"_MEDUSA_COMPLETE": "complete_bash", "COMP_WORDS": "medusa ch", "COMP_CWORD": "1"}
+    completed = CliRunner().invoke(create_cli(), [], prog_name="medusa", env=asked)
+
+    assert "_MEDUSA_COMPLETE" in shown.output
+    assert completed.output.split() == ["chat"]

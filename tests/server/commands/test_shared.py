@@ -1,11 +1,13 @@
+import subprocess
 import sys
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from medusa_core.errors import ConfigurationError, ModelNotFound
-from server.commands.shared import given, need_file, one_line_errors, say, watched
+from server.commands.shared import given, need_file, one_line_errors, say, show_tracebacks, watched
 
 
 def test_what_was_not_given_keeps_its_default_and_zero_is_given() -> None:
@@ -25,6 +27,38 @@ def test_an_error_on_purpose_is_one_line_and_a_status(error: Exception, status: 
         raise error
     assert ended.value.code == status
     assert console.export_text() == f"error: {error}\n"
+
+
+def test_who_asks_for_it_is_shown_where_an_error_comes_from() -> None:
+    console = Console(record=True, width=200)
+
+    def fail() -> None:
+        show_tracebacks(True)
+        with one_line_errors(console):
+            raise ConfigurationError("wrong")
+
+    with pytest.raises(SystemExit):
+        copy_context().run(fail)
+    shown = console.export_text()
+    assert "Traceback" in shown and "test_shared.py" in shown and shown.endswith("error: wrong\n")
+
+
+@pytest.mark.parametrize(("debug", "lines"), [(False, 1), (True, 4)])
+def test_an_error_that_nobody_foresaw_is_one_line_unless_somebody_asks(debug: bool, lines: int) -> None:
+    code = (
+        "import sys; from server.commands.shared import show_tracebacks, tell_unexpected\n"
+        f"sys.excepthook = tell_unexpected; show_tracebacks({debug})\n"
+        "def look(): return {}['x']\n"
+        "look()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) >= lines and ("Traceback" in ended.stderr) == debug
+    if not debug:
+        assert (
+            ended.stderr == "error: KeyError: 'x', in <string> line 3; `medusa --debug ...` shows where it came from\n"
+        )
 
 
 def test_a_line_is_said_as_it_stands() -> None:
