@@ -29,7 +29,7 @@ class Account:
     def affords(self, extra_s: float, plain_s: float, share: float) -> bool:
         """Whether a step that costs so much more may be in vain.
 
-        plain_s: a plain step.
+        plain_s: a plain step where the answer begins: later ones take as long at least.
         share:   of the limit that may be used up; what is left is for better prospects.
         """
         allowed = share * LIMIT * max(self._plain, LIMIT_TOKENS * plain_s)

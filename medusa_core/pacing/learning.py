@@ -31,8 +31,9 @@ _LARGER_INTERVAL, _LARGER_SHARE = 16, 0.02
 _RATE, _SLOW_RATE = 1 / 24, 1 / 256
 # Another size has to be so much faster before it is taken.
 _BETTER = 1.03
-# Costs are looked up anew after so many rows.
-_ROWS = 64
+# Costs are looked up anew after so many rows. They grow with them: a tree's is taken at the end of those rows, a plain
+# step's at their beginning, so that the account never errs in favour of trees.
+_ROWS = 16
 
 
 class Pacing:
@@ -106,14 +107,17 @@ class LearningPace:
         self._sizes = habits[False].gains.sizes
         self._seconds: dict[int, float] = {}
         self._rows: int | None = None
+        self._first_s = 0.0  # a plain step where the answer begins
         self._account = Account()
         self._begun: deque[_Habit] = deque()  # of the steps whose results are not known yet
 
     def choose(self, past: int) -> int:
         """See Pace.choose."""
         if self._rows is None or past >= self._rows + _ROWS:
+            rows = {size: past + _ROWS if size > 1 else past for size in self._sizes}
+            self._seconds = {size: self._costs.seconds(size, rows[size], self._is_sampled) for size in self._sizes}
+            self._first_s = self._first_s if self._rows is not None else self._seconds[1]
             self._rows = past
-            self._seconds = {size: self._costs.seconds(size, past, self._is_sampled) for size in self._sizes}
         habit = self._habits[self._echo is not None and self._echo.is_heard]
         habit.size = self._fastest(habit)
         size = self._size_to_try(habit, habit.size)
@@ -145,7 +149,7 @@ class LearningPace:
 
     def _is_affordable(self, habit: _Habit, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""
-        return self._account.affords(self._extra(size), self._seconds[1], habit.share)
+        return self._account.affords(self._extra(size), self._first_s, habit.share)
 
     def _fastest(self, habit: _Habit) -> int:
         """The affordable size with most tokens per second; the last choice unless another is clearly better."""

@@ -50,18 +50,19 @@ def decode(
     late: int = 0,
     text: Iterator[int] | None = None,
 ) -> Decoded:
-    """Decode with trees of 64 nodes of which `accepted` yields those on the path; results come `late` steps later.
+    """Decode behind 100 rows with trees of 64 nodes, of which `accepted` yields those on the path.
 
+    late: how many steps later results come.
     text: the tokens that are written; None repeats none of them.
     """
     written = text if text is not None else count()
-    seconds, emitted, sizes, unheard = 0.0, 0, list[int](), list[tuple[int, Sequence[int], Sequence[int]]]()
-    while emitted < tokens:
-        sizes.append(pace.choose(100))
-        seconds += costs.seconds(sizes[-1], 100, False)
+    seconds, rows, sizes, unheard = 0.0, 100, list[int](), list[tuple[int, Sequence[int], Sequence[int]]]()
+    while rows < 100 + tokens:
+        sizes.append(pace.choose(rows))
+        seconds += costs.seconds(sizes[-1], rows, False)
         path = [node for node in next(accepted) if node < sizes[-1]]
-        emitted += 1 + len(path)
+        rows += 1 + len(path)
         unheard.append((sizes[-1], path, tuple(islice(written, 1 + len(path)))))
         if len(unheard) > late:
             pace.observe(*unheard.pop(0))
-    return Decoded(seconds, emitted * costs.seconds(1, 100, False), sizes)
+    return Decoded(seconds, sum(costs.seconds(1, row, False) for row in range(100, rows)), sizes)

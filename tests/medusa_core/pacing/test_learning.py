@@ -48,12 +48,22 @@ def test_no_answer_is_slower_than_plain_decoding_by_more_than_the_limit(
     curve_of: dict[int, float], late: int, is_seeded: bool, says: Callable[[], Iterator[int]]
 ) -> None:
     known = pacing(curve_of, looks_up=True)
-    for tokens in (LIMIT_TOKENS, 150, 400, 1200):
+    for tokens in (LIMIT_TOKENS, 150, 600):
         for accepted in (nothing(), spiteful(), text(0.1), text(0.3), text(0.5)):
             pace = known.begin(None, False, is_seeded, ())
             found = decode(pace, step_costs(curve_of), accepted, tokens, late, says())
 
             assert found.slowdown <= 1 + LIMIT + 1e-9
+
+
+@pytest.mark.parametrize("accepted", [nothing, spiteful])
+def test_trees_that_become_dear_with_the_context_lose_no_more(accepted: Callable[[], Iterator[Sequence[int]]]) -> None:
+    curves = [curve(100, {1: 3.0, 8: 3.1}), curve(1100, {1: 4.0, 8: 14.0})]
+    costs = StepCosts(curves, most_tokens=9, delivery_s=0.0)
+    for tokens in (LIMIT_TOKENS, 400):
+        found = decode(Pacing(costs, COUNTED, None).begin(None, False, True, ()), costs, accepted(), tokens)
+
+        assert found.slowdown <= 1 + LIMIT + 1e-9
 
 
 @CURVES
