@@ -26,6 +26,8 @@ _HOME = {
     "VerifyPlan": "evaluation.verify",
     "bench": "evaluation.bench",
     "calibrate": "training.measure",
+    "check_machine": "checkup",
+    "check_model": "checkup",
     "convert_heads": "checkpoints.conversion",
     "default_prompts": "evaluation.prompts",
     "distill": "training.distill",

@@ -13,6 +13,7 @@ from server.commands.calibrate import calibrate
 from server.commands.chat import chat
 from server.commands.convert import convert
 from server.commands.distill import distill
+from server.commands.doctor import doctor
 from server.commands.generate import generate
 from server.commands.inspect import inspect
 from server.commands.serve import serve
@@ -24,7 +25,39 @@ from server.worker.process import quiet_libraries
 __all__ = ["create_cli", "main"]
 
 # In the order in which --help lists them.
-COMMANDS = (serve, chat, generate, distill, train, calibrate, bench, verify, convert, inspect)
+COMMANDS = (serve, chat, generate, distill, train, calibrate, bench, verify, convert, inspect, doctor)
+
+# What is shown behind the options of each.
+EXAMPLES = {
+    "serve": (
+        "medusa serve",
+        "medusa serve --model ./my-model --heads ./my-heads --device cuda --max-context 8192",
+        "medusa serve --host 0.0.0.0 --api-key sesame --served-model-name my-model,gpt-4o",
+    ),
+    "chat": (
+        "medusa chat",
+        "medusa chat --model ./my-model --heads ./my-heads --color sources --system 'Answer in one sentence.'",
+    ),
+    "generate": (
+        "medusa generate 'What does textwrap.dedent do?'",
+        "medusa generate --raw 'def read_text(path):' --max-tokens 64",
+        "medusa generate - --json < question.txt > answer.json",
+    ),
+    "distill": ("medusa distill --model ./my-model --prompts prompts.jsonl --out answers.jsonl",),
+    "train": (
+        "medusa train --model ./my-model --data answers.jsonl --out ./my-heads",
+        "medusa train --model ./my-model --data answers.jsonl --out ./my-heads --recipe medusa2",
+    ),
+    "calibrate": ("medusa calibrate --model ./my-model --heads ./my-heads --data conversations.jsonl",),
+    "bench": (
+        "medusa bench",
+        "medusa bench --model ./my-model --heads ./my-heads --prompts prompts.jsonl --out ./report",
+    ),
+    "verify": ("medusa verify", "medusa verify --model ./my-model --heads ./my-heads --prompts prompts.jsonl"),
+    "convert": ("medusa convert demo ./demo-for-vllm --layout vllm",),
+    "inspect": ("medusa inspect demo", "medusa inspect ./my-heads --json"),
+    "doctor": ("medusa doctor", "medusa doctor --model ./my-model --heads ./my-heads"),
+}
 
 
 def _print_version(is_asked: bool) -> None:
@@ -49,7 +82,9 @@ def create_cli() -> typer.Typer:
     cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     cli.callback()(_medusa)
     for command in COMMANDS:
-        cli.command(command.__name__)(command)
+        # each in a paragraph of its own, as lines of one are joined
+        shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__]])
+        cli.command(command.__name__, epilog=shown)(command)
     return cli
 
 

@@ -14,7 +14,7 @@ PACKAGES = ("medusa_core", "server")
 # table names modules of it; inside a folder modules may import each other as long as no cycle arises.
 LAYERS: dict[str, list[set[str]]] = {
     "medusa_core": [
-        {"demo"},
+        {"checkup", "demo"},
         {"training"},
         {"evaluation"},
         {"engine"},

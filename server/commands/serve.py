@@ -13,6 +13,27 @@ Text = str | None
 # What stands for an option's value in the help; a flag takes none.
 METAVARS: dict[Any, str | None] = {int: "<int>", int | None: "<int>", bool: None}
 
+# Under which heading the help lists each setting.
+PANELS = {
+    "Model": (
+        "model", "heads", "device", "dtype", "quantize", "adapter", "max_context", "chat_template",
+        "served_model_name", "any_model_name",
+    ),
+    "Speculation": ("tree_nodes", "tree", "prompt_lookup", "recycling", "draft_vocabulary"),
+    "Speed and memory": (
+        "prefix_cache", "threads", "compile", "runner", "attention", "record_prompts", "compile_steps", "int8_heads",
+        "delivery_ms",
+    ),
+    "Network and keys": (
+        "host", "port", "api_key", "cors_origins", "playground", "open_metrics", "open_docs",
+    ),
+    "Limits": (
+        "queue_size", "rate_limit", "max_body_bytes", "max_connections", "header_timeout_s", "body_timeout_s",
+        "keep_alive_s", "send_timeout_s", "request_timeout_s", "step_timeout_s", "shutdown_timeout_s",
+    ),
+    "Logs and traces": ("log_level", "log_format", "otlp_endpoint"),
+}  # fmt: skip
+
 
 def _setting(name: str) -> Any:
     """The command line option of a setting, described where the setting is."""
@@ -24,6 +45,7 @@ def _setting(name: str) -> Any:
         help=f"{field.description} ({default}{ENV_PREFIX}{name.upper()})",
         metavar=METAVARS.get(field.annotation, "<text>"),
         show_default=False,
+        rich_help_panel=next((panel for panel, names in PANELS.items() if name in names), None),
     )
 
 

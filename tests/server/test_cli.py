@@ -1,11 +1,14 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from server.cli import COMMANDS, create_cli
+from server.cli import COMMANDS, EXAMPLES, create_cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +76,16 @@ def test_a_shell_may_complete_commands_and_options(shell: str) -> None:
 
     assert "_MEDUSA_COMPLETE" in shown.output
     assert completed.output.split() == ["chat"]
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+def test_every_command_shows_examples_that_it_understands(command: str) -> None:
+    shown = CliRunner().invoke(create_cli(), [command, "--help"], env={"COLUMNS": "200"}).output
+    program: Any = get_command(create_cli())
+
+    assert EXAMPLES[command]
+    for example in EXAMPLES[command]:
+        assert example in shown
+        _, name, *words = shlex.split(example.partition(" < ")[0])
+        assert name == command
+        program.commands[command].make_context(command, words)
