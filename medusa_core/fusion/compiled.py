@@ -15,8 +15,8 @@ __all__ = ["CompiledPass"]
 
 _log = logging.getLogger(__name__)
 
-# Numbers of nodes and of visible rows that are compiled; torch would refuse to after eight.
-_MOST_VARIANTS = 64
+# Numbers of nodes and of visible rows that are compiled, more than servers meet; torch would refuse to after eight.
+_MOST_VARIANTS = 512
 
 
 class CompiledPass:
@@ -25,9 +25,13 @@ class CompiledPass:
     Prompts stay as they are: their lengths are many. So does everything once a graph cannot be made; the log says why.
     """
 
-    def __init__(self, own: Pass, backend: str | Callable[..., Any]) -> None:
-        """`backend` is one of torch.compile's; the graphs that it would record itself are left to the runner."""
+    def __init__(self, own: Pass, backend: str | Callable[..., Any], most_variants: int = _MOST_VARIANTS) -> None:
+        """`backend` is one of torch.compile's; the graphs that it would record itself are left to the runner.
+
+        most_variants: graphs that are compiled; further numbers of nodes and rows are computed as they were.
+        """
         self._own = own
+        self._limits = {"recompile_limit": most_variants, "accumulated_recompile_limit": most_variants}
 
         def compute(
             tokens: Tensor, positions: Tensor, masks: Mapping[str, Mask], cache: KVCache, keep: Tensor | None
@@ -49,10 +53,12 @@ class CompiledPass:
         if self._compiled is None or keep is not None or torch._C._len_torch_dispatch_stack() > 0:
             return self._own(tokens, positions, masks, cache, keep)
         try:
-            with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
+            with torch._dynamo.config.patch(self._limits):
                 return self._compiled(tokens, positions, masks, cache, None)
         except torch.OutOfMemoryError:
             raise
+        except torch._dynamo.exc.FailOnRecompileLimitHit:  # is no RuntimeError; torch's own log tells of it
+            return self._own(tokens, positions, masks, cache, None)
         except (ImportError, OSError, RuntimeError) as reason:
             self._compiled = None
             _log.warning("steps are not compiled: %s", " ".join(str(reason).split())[:300])

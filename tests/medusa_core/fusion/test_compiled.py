@@ -5,8 +5,9 @@ import torch
 
 from medusa_core.attending import attend_by_length
 from medusa_core.backbone import TransformersBackbone
+from medusa_core.fusion import CompiledPass
 from medusa_core.tree import CandidateTree, TreeTopology
-from tests.cast import CPU, GREEDY, make_engine, random_heads, run, tiny_backbone
+from tests.cast import CPU, GREEDY, MockBackbone, make_engine, random_heads, run, tiny_backbone
 from tests.medusa_core.runners.cast import PROMPT, Tape
 
 
@@ -82,7 +83,8 @@ def test_prompts_and_what_is_watched_are_not_compiled() -> None:
 def test_where_nothing_can_be_compiled_steps_stay_as_they_are_and_the_log_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backbone = tiny_backbone("llama")
+    backbone = tiny_backbone("llama", num_hidden_layers=1)
+    backbone.fuse(256, compiled=False)
     expected = step(backbone, 8)
     backbone.compile_steps(refusing)
 
@@ -92,10 +94,24 @@ def test_where_nothing_can_be_compiled_steps_stay_as_they_are_and_the_log_says_w
     assert "there is no compiler here" in caplog.text
 
 
+def test_shapes_behind_the_most_that_are_compiled_are_computed_as_they_were() -> None:
+    def double(tokens: torch.Tensor, positions: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return 2 * tokens[:, None], positions[:, None]
+
+    counting = Counting()
+    compute = CompiledPass(double, counting, most_variants=2)
+    for nodes in (2, 3, 4, 5, 3, 4):
+        tokens = torch.arange(nodes)
+        assert torch.equal(compute(tokens, tokens, {}, MockBackbone().new_cache(8), None)[0], 2 * tokens[:, None])
+
+    assert counting.graphs == 2
+    assert compute.is_compiled
+
+
 def test_answers_are_the_same_compiled() -> None:
     answers = []
     for is_compiled in (False, True):
-        backbone = tiny_backbone("llama")
+        backbone = tiny_backbone("llama", num_hidden_layers=1)
         backbone.fuse(256, compiled=False)
         if is_compiled:
             backbone.compile_steps("aot_eager")
