@@ -105,7 +105,6 @@ class Engine:
         scratch = info.most_nodes + info.max_depth + 1
         # Rounded up, because attention kernels want masks of round widths.
         self._cache = backbone.new_cache(bucket(info.max_context + scratch))
-        self._make_runner, self._lengths = make_runner, tuple(lengths)
         self._make_runner, self._runner = make_runner, make_runner(backbone, self._cache)
         self._prefiller = Prefiller(self._runner.prompts(lengths), self._cache, store, prefill_chunk)
 
