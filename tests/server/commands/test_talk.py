@@ -152,3 +152,9 @@ def test_help_tells_every_command() -> None:
     _, notes, _ = talk("/help")
 
     assert all(command in notes for command in HELP)
+
+
+def test_the_page_tells_every_command() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "terminal.md").read_text(encoding="utf-8")
+
+    assert [name for name in HELP if f"`{name.split()[0]}" not in page] == []
