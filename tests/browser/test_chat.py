@@ -67,6 +67,17 @@ def test_a_running_answer_can_be_stopped_and_the_next_one_asked_for(fake: Visit,
     assert fake.asked[-1]["messages"][1] == {"role": "assistant", "content": stopped}
 
 
+def test_a_new_conversation_ends_the_answer_that_still_comes(fake: Visit, fake_server: Running) -> None:
+    fake.begin("Hello", seed=str(fake_engine.ENDLESS))
+    until(fake.page, "document.querySelector('.text')?.textContent.length > 5")
+    fake.page.click("#new")
+    fake.page.wait_for_selector("#send:not([hidden])")
+    fake_server.wait_for("medusa_num_requests_running", 0)
+
+    assert fake.page.locator(".exchange").count() == 0
+    assert fake.page.locator("#inspector").is_hidden()
+
+
 def test_the_escape_key_stops_too(fake: Visit) -> None:
     fake.begin("Hello", seed=str(fake_engine.ENDLESS))
     fake.page.keyboard.press("Escape")

@@ -123,7 +123,16 @@ def test_without_speculation_every_step_is_one_token(demo: Visit) -> None:
 
     assert found["tokens per step"] == 1
     assert demo.page.locator(".run").count() == found["tokens"]
-    assert demo.page.locator("text=Compare with speculation on").is_visible()
+
+
+def test_an_answer_without_speculation_is_compared_the_other_way_round(demo: Visit) -> None:
+    demo.ask(QUESTION, mode="off", max_tokens="24")
+    demo.page.click("text=Compare with speculation on")
+    demo.page.locator(".verdict p").last.wait_for()
+
+    assert [body["speculation"]["mode"] for body in demo.asked] == ["off", "auto", "off"]
+    assert demo.page.locator(".answer h3").all_inner_texts() == ["Speculation on", "Speculation off"]
+    assert demo.page.locator(".verdict .same").is_visible()
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
