@@ -31,7 +31,7 @@ test-faults: setup tools  ## crashes, hangs, load, attacks: minutes, with real p
 test-deploy: setup tools  ## docker/ and deploy/: linted, validated, and scraped by a real Prometheus
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/deploy
 
-test-browser: setup tools  ## the page at /, driven in a real browser
+test-browser: setup tools $(NODE_STAMP)  ## the page at /, and a frontend of others, driven in a real browser
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 

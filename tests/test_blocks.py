@@ -30,7 +30,7 @@ LANGUAGES = {"bash", "json", "python", "text", "yaml"}
 ELSEWHERE = {
     "caddy": "run by hand in front of the server, as its page says",
     "html": "tests/browser/test_deep_chat.py",
-    "javascript": "tests/clients/node",
+    "javascript": "tests/clients/test_page.py runs OpenAI's; the other was run by hand, as its page says",
     "nginx": "run by hand in front of the server, as its page says",
 }
 # Commands of which only the syntax is tested here, by program, and what running them needs. A page that shows one has
