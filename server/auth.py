@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import InvalidApiKey, error_response
 
@@ -34,6 +34,20 @@ def is_open(path: str, paths: Collection[str]) -> bool:
     return path in paths or any(path.startswith(folder) for folder in folders)
 
 
+def _without_body(receive: Receive) -> Receive:
+    """Nothing open takes a body, so none is read there: strangers could fill the memory with theirs."""
+    is_told = False
+
+    async def told() -> Message:
+        nonlocal is_told
+        if is_told:
+            return await receive()
+        is_told = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    return told
+
+
 class ApiKeyGuard:
     """Asks for `Authorization: Bearer KEY` or `X-Api-Key: KEY` before anything of the request is read.
 
@@ -60,9 +74,12 @@ class ApiKeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or answer 401."""
-        # The path as routed, never a URL rebuilt from the Host header.
-        if scope["type"] == "lifespan" or not self._digests or is_open(scope["path"], self._open_paths):
+        if scope["type"] == "lifespan" or not self._digests:
             await self._app(scope, receive, send)
+            return
+        # The path as routed, never a URL rebuilt from the Host header.
+        if is_open(scope["path"], self._open_paths):
+            await self._app(scope, _without_body(receive), send)
             return
         found = self._found(scope)
         if found is not None:

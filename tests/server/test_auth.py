@@ -71,6 +71,24 @@ def test_every_path_is_closed_by_default(path: str) -> None:
     assert status(path, None) == 401
 
 
+def test_a_body_is_not_read_where_no_key_is_asked_for() -> None:
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append(await receive())
+
+    async def receive() -> Message:
+        raise AssertionError("a stranger's body was read")
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nobody answers here")
+
+    scope = {"type": "http", "method": "POST", "path": "/health", "headers": []}
+    asyncio.run(ApiKeyGuard(app, ["sesame"], OPEN, lambda error: None)(scope, receive, send))
+
+    assert heard == [{"type": "http.request", "body": b"", "more_body": False}]
+
+
 @pytest.mark.parametrize("path", sorted(OPEN))
 def test_probes_need_no_key(path: str) -> None:
     assert status(path, None) == 200
