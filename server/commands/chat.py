@@ -1,6 +1,7 @@
 """`medusa chat`."""
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -93,12 +94,21 @@ def _read_line(prompt: str) -> str:
     """A line of the input, edited and remembered as long as the program runs where somebody types it."""
     if not sys.stdin.isatty():
         return input()
-    # as soon as it is imported, input() edits with it
-    import readline  # noqa: F401
+    with suppress(ImportError):
+        # input() edits with it as soon as it is imported; not every Python was built with it
+        import readline  # noqa: F401
+    try:
+        if sys.stdout.isatty():
+            return input(prompt)
+        # the answers go elsewhere, and a prompt is no part of them
+        _note(prompt)
+        return input()
+    except EOFError:
+        # what the shell says next begins on a line of its own
+        _note("\n")
+        raise
 
-    if sys.stdout.isatty():
-        return input(prompt)
-    # the answers go elsewhere, and a prompt is no part of them
-    sys.stderr.write(prompt)
+
+def _note(text: str) -> None:
+    sys.stderr.write(text)
     sys.stderr.flush()
-    return input()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server.commands.shared import one_line_errors, say
+from server.commands.shared import busy, one_line_errors, say
 
 __all__ = ["convert"]
 
@@ -28,7 +28,8 @@ def convert(
     """
     console = Console(stderr=True)
     with one_line_errors(console):
-        from medusa_core import convert_heads
+        with busy(console, "converting"):
+            from medusa_core import convert_heads
 
-        convert_heads(source, target, layout, model)
+            convert_heads(source, target, layout, model)
         say(console, f"heads in {target}, layout {layout}")

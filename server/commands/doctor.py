@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from server.commands.options import Heads, Model
-from server.commands.shared import one_line_errors, say
+from server.commands.shared import busy, one_line_errors
 
 __all__ = ["doctor"]
 
@@ -24,10 +24,10 @@ def doctor(model: Model = "demo", heads: Heads = None) -> None:
     out, notes = Console(soft_wrap=True, highlight=False), Console(stderr=True)
     with one_line_errors(notes):
         rows = [*_packages(), _disk(), _memory()]
-        say(notes, "looking at devices and the compiler")
-        from medusa_core import check_machine, check_model
+        with busy(notes, "looking at devices, the compiler and the model"):
+            from medusa_core import check_machine, check_model
 
-        found = [*check_machine(), *check_model(model, heads)]
+            found = [*check_machine(), *check_model(model, heads)]
         rows += [(finding.name, finding.text, finding.is_good) for finding in found]
     for name, text, is_good in rows:
         out.print(f"{MARKS[is_good]} {escape(name):<13} {escape(text)}")

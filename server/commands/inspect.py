@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.commands.shared import one_line_errors
+from server.commands.shared import busy, one_line_errors
 
 __all__ = ["inspect"]
 
@@ -26,7 +26,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
 ) -> None:
     """Say what draft heads a folder holds: layout, shape, size, what its config claims falsely, how good they are."""
-    with one_line_errors(Console(stderr=True)):
+    notes = Console(stderr=True)
+    with one_line_errors(notes), busy(notes, "reading"):
         from medusa_core import inspect_heads
 
         report = asdict(inspect_heads(source))

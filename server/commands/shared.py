@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from medusa_core.errors import ConfigurationError, MedusaError
 from server.logs import STDERR, SteadyStream
 
 __all__ = [
+    "busy",
     "given",
     "need_file",
     "one_line_errors",
@@ -87,6 +88,13 @@ def need_file(path: Path, option: str) -> None:
 def say(console: Console, line: str) -> None:
     """One line as it stands: no markup, no colours for numbers, no wrapping."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def busy(console: Console, words: str) -> Iterator[None]:
+    """Show on a terminal that something goes on of which nobody knows how long it takes."""
+    with console.status(words, spinner="dots") if console.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager

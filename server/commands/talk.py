@@ -7,7 +7,6 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,7 +16,7 @@ from rich.console import Console
 from medusa_core.errors import MedusaError
 from server.commands.coloring import Coloring, speak
 from server.commands.local_model import Choices, stoppable
-from server.commands.shared import say
+from server.commands.shared import busy, say
 from server.commands.spoken import Spoken, Took, told
 
 __all__ = ["Speaker", "Talk", "read_message"]
@@ -224,8 +223,7 @@ class Talk:
         limit = last.took.tokens if last.took.finish_reason is None else last.choices.max_tokens
         choices = dataclasses.replace(last.choices, mode=mode, max_tokens=limit)
         name = "without speculation" if mode == "off" else "with speculation"
-        waiting = self._notes.status(f"the same {name}") if self._notes.is_terminal else nullcontext()
-        with waiting, stoppable() as stopped:
+        with busy(self._notes, f"the same {name}"), stoppable() as stopped:
             other = self._speaker.reply(last.messages, choices, stopped)
             for _step in other:
                 pass

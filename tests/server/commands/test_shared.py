@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from contextvars import copy_context
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from medusa_core.errors import ConfigurationError, ModelNotFound
-from server.commands.shared import given, need_file, one_line_errors, say, show_tracebacks, watched
+from server.commands.shared import busy, given, need_file, one_line_errors, say, show_tracebacks, watched
 
 
 def test_what_was_not_given_keeps_its_default_and_zero_is_given() -> None:
@@ -46,7 +47,7 @@ def test_who_asks_for_it_is_shown_where_an_error_comes_from() -> None:
 @pytest.mark.parametrize(("debug", "lines"), [(False, 1), (True, 4)])
 def test_an_error_that_nobody_foresaw_is_one_line_unless_somebody_asks(debug: bool, lines: int) -> None:
     code = (
-        "import sys; from server.commands.shared import show_tracebacks, tell_unexpected\n"
+        "import sys; from server.commands.shared import busy, show_tracebacks, tell_unexpected\n"
         f"sys.excepthook = tell_unexpected; show_tracebacks({debug})\n"
         "def look(): return {}['x']\n"
         "look()"
@@ -67,6 +68,15 @@ def test_a_line_is_said_as_it_stands() -> None:
     say(console, "[red]12 answers in /a/long/path")
 
     assert console.export_text() == "[red]12 answers in /a/long/path\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_is_told_that_something_goes_on(is_terminal: bool) -> None:
+    console = Console(record=True, width=80, force_terminal=is_terminal, file=io.StringIO())
+
+    with busy(console, "converting"):
+        pass
+    assert ("converting" in console.file.getvalue()) == is_terminal  # type: ignore[attr-defined]
 
 
 def test_elsewhere_than_on_a_terminal_each_stage_is_one_line() -> None:
