@@ -32,6 +32,7 @@ EXAMPLES = {
     "serve": (
         "medusa serve",
         "medusa serve --model ./my-model --heads ./my-heads --device cuda --max-context 8192",
+        "medusa serve --config medusa.yaml --show-settings",
         "medusa serve --host 0.0.0.0 --api-key sesame --served-model-name my-model,gpt-4o",
     ),
     "chat": (

@@ -23,7 +23,7 @@ from medusa_core.config import AttentionName, Int8Heads, Quantization, RunnerNam
 from medusa_core.errors import ConfigurationError
 from server.logs import LogFormat, LogLevel
 
-__all__ = ["ENV_PREFIX", "Settings", "load_settings"]
+__all__ = ["ENV_PREFIX", "Settings", "load_settings", "origins"]
 
 ENV_PREFIX = "MEDUSA_"
 
@@ -289,3 +289,20 @@ def load_settings(chosen: Mapping[str, Any], environ: Mapping[str, str] | None =
     if settings.chat_template is not None and not settings.chat_template.is_file():
         raise ConfigurationError(f"the chat template {str(settings.chat_template)!r} does not exist")
     return settings
+
+
+def origins(settings: Settings, chosen: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where each value is from: `command line`, `variable`, `file` or `default`; arguments as of load_settings."""
+    variables = environ if environ is not None else os.environ
+    named = {name.lower() for name, value in variables.items() if value}
+    path = settings.config
+    filed = FILE_SOURCES[path.suffix.lower()](Settings, path)() if path is not None else {}
+
+    def of(name: str) -> str:
+        if chosen.get(name) is not None:
+            return "command line"
+        if f"{ENV_PREFIX}{name}".lower() in named:
+            return "variable"
+        return "file" if name in filed else "default"
+
+    return {name: of(name) for name in Settings.model_fields}

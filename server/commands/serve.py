@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from server.commands.shared import one_line_errors, steady_console
-from server.settings import ENV_PREFIX, Settings, load_settings
+from server.commands.shared import one_line_errors, say, steady_console
+from server.settings import ENV_PREFIX, Settings, load_settings, origins
 
 __all__ = ["serve"]
 
@@ -47,6 +48,15 @@ def _setting(name: str) -> Any:
         show_default=False,
         rich_help_panel=next((panel for panel, names in PANELS.items() if name in names), None),
     )
+
+
+def _show(settings: Settings, found: dict[str, str]) -> None:
+    out = Console(soft_wrap=True)
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        # keys are secrets, which spell themselves in stars
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        say(out, f"{name:<20} {text if text and value is not None else '-':<28} {found[name]}")
 
 
 def serve(
@@ -96,16 +106,22 @@ def serve(
     log_format: Annotated[Text, _setting("log_format")] = None,
     otlp_endpoint: Annotated[Text, _setting("otlp_endpoint")] = None,
     config: Annotated[Text, _setting("config")] = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="say each setting, its value and where it is from, and exit")
+    ] = False,
 ) -> None:
     """Start the OpenAI-compatible server.
 
     Every option can also be set as a MEDUSA_ variable or in the file named by --config; the command line goes first,
     then variables, then the file.
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name in Settings.model_fields}
     console = steady_console()
     with one_line_errors(console):
         settings = load_settings(given)
+        if show_settings:
+            _show(settings, origins(settings, given))
+            return
         from server.serving import run_server
         from server.worker.client import ENGINE_FACTORY
 

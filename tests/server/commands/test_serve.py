@@ -34,6 +34,22 @@ def test_the_help_lists_each_setting_under_one_heading() -> None:
     assert sorted(grouped) == sorted(name for name in Settings.model_fields if name != "config")
 
 
+def test_settings_are_shown_with_their_origins_and_keys_in_stars(tmp_path: Path) -> None:
+    file = tmp_path / "medusa.yaml"
+    file.write_text("queue_size: 3\nport: 1\n")
+    words = ["serve", "--config", str(file), "--show-settings", "--port", "7", "--api-key", "sesame,second"]
+    shown = CliRunner().invoke(create_cli(), words, env={"MEDUSA_HOST": "::1"}).stdout
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines()}
+
+    assert rows.keys() == Settings.model_fields.keys()
+    assert rows["port"] == ["7", "command", "line"]
+    assert rows["host"] == ["::1", "variable"]
+    assert rows["queue_size"] == ["3", "file"]
+    assert rows["heads"] == ["-", "default"]
+    assert rows["api_key"][0] == "**********,**********"
+    assert "sesame" not in shown
+
+
 def test_a_wrong_model_path_is_one_clear_line() -> None:
     ended = medusa("serve", "--model", "/nowhere/at/all", "--port", "0", HF_HUB_OFFLINE="1")
 
