@@ -142,6 +142,25 @@ def test_a_worker_that_does_not_even_take_its_request_hangs(tmp_path: Path) -> N
         assert answers_again(server)
 
 
+def test_a_worker_that_does_not_heed_its_end_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path, step_timeout_s=None) as server:
+        os.kill(pid_of(server), signal.SIGSTOP)
+        server.loop.call_soon_threadsafe(server.worker.reload)
+
+        server.wait_for("medusa_worker_restarts_total reason=manual", 1, within_s=20)
+        assert answers_again(server)
+
+
+def test_a_worker_that_has_answered_is_replaced_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(tmp_path) as server:
+        for _ in range(2):
+            assert server.post("/v1/completions", {**HELLO, "seed": fake_engine.CRASH_AT_ONCE}).status_code == 500
+            assert answers_again(server)
+
+    told = [record.getMessage() for record in caplog.records if record.name == "medusa.worker"]
+    assert [message.rpartition("; ")[2] for message in told] == ["another is started in 0 s"] * 2
+
+
 def test_a_long_prefill_and_an_idle_worker_give_signs_of_life(tmp_path: Path) -> None:
     with running(tmp_path, step_timeout_s=PATIENCE_S) as server:
         # four seconds without a token
