@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,31 @@ def test_every_page_that_a_page_links_to_exists() -> None:
     for page in folder.glob("*.md"):
         links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         assert [link for link in links if "://" not in link and not (folder / link).exists()] == [], page.name
+
+
+def test_the_list_of_pages_names_every_page_and_the_readme_links_to_it() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (docs / "README.md").read_text(encoding="utf-8"))
+
+    assert sorted(listed) == sorted(path.name for path in docs.glob("*.md") if path.name != "README.md")
+    assert "](docs/README.md)" in (docs.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_changelog_knows_the_version() -> None:
+    root = Path(__file__).parent.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+    assert version in (root / "docs" / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_page_for_contributors_names_files_and_names_that_exist() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"\b((?:medusa_core|server|tests|benchmarks)/[\w/]+\.(?:py|js))\b", page))
+    invented = {name for name in files if "thesaurus" in name}
+    code = "".join(path.read_text(encoding="utf-8") for path in (root / "medusa_core").rglob("*.py"))
+
+    assert len(files) > 15 and len(invented) == 2
+    assert [name for name in files - invented if not (root / name).exists()] == []
+    for name in ("SOURCES", "_PRIOR", "_proposers", "_LEAST_RECYCLING_NODES", "class Proposal", "class MergedDrafter"):
+        assert name in code and name.split()[-1] in page
