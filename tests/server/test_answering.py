@@ -134,6 +134,7 @@ def test_forms_that_take_long_leave_threads_for_requests_without_one(tmp_path: P
         while len(begun) < 2:
             await asyncio.sleep(0.001)
         forms[0].cancel()  # its thread goes on, so its place is not free
+        await asyncio.wait(forms[:1])
         assert await prepares.prepare(request(), plain, lambda: "prepared") == "prepared"
         assert len(begun) == 2
         go_on.set()
