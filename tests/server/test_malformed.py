@@ -175,7 +175,6 @@ def everything() -> Iterator[Bad]:
     for call in (7, {}, {"type": "custom", "custom": {}}, {"function": {"name": "f"}}):
         yield Bad(CHAT, with_fields(CHAT, messages=[{"role": "assistant", "tool_calls": [call]}]), "messages")
     for path in (
-        "/",
         "/v1",
         "/v1/",
         "/v1/embeddings",
