@@ -57,6 +57,8 @@ def test_a_child_that_is_killed_tells_by_its_exit_code() -> None:
 
 
 def test_a_system_without_room_for_a_thread_has_none_for_a_child() -> None:
+    before = set(multiprocessing.active_children())
+
     async def scene() -> None:
         # more than any address space
         usual = threading.stack_size(1 << 47)
@@ -68,4 +70,4 @@ def test_a_system_without_room_for_a_thread_has_none_for_a_child() -> None:
 
     asyncio.run(scene())
 
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
