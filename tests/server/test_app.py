@@ -213,7 +213,7 @@ def test_an_unknown_model_is_a_404(server: Running, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
@@ -271,7 +271,7 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
         assert assert_shaped(refused.text)["code"] == "invalid_api_key"
         assert server.post(CHAT, chat(), headers={"authorization": "Bearer sesame"}).status_code == 200
         assert [server.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
-        assert [server.get(path).status_code for path in ("/", "/docs", "/v1/models")] == [401, 401, 401]
+        assert [server.get(path).status_code for path in ("/nothing", "/docs", "/v1/models")] == [401, 401, 401]
         assert server.metrics()["medusa_requests_rejected_total reason=auth"] == 4
 
 
