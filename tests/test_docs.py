@@ -172,3 +172,18 @@ def test_the_page_for_contributors_names_files_and_names_that_exist() -> None:
     assert [name for name in files - invented if not (root / name).exists()] == []
     for name in ("SOURCES", "_PRIOR", "_proposers", "_LEAST_RECYCLING_NODES", "class Proposal", "class MergedDrafter"):
         assert name in code and name.split()[-1] in page
+
+
+def test_every_heading_that_a_page_links_to_exists() -> None:
+    root = Path(__file__).parent.parent
+    missing = []
+    for page in (root / "README.md", *(root / "docs").glob("*.md")):
+        for target, anchor in re.findall(
+            r"\]\(((?:docs/)?[\w-]*(?:\.md)?)#([^)]+)\)", page.read_text(encoding="utf-8")
+        ):
+            text = (page.parent / target if target else page).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            missing += [f"{page.name}: {target}#{anchor}"] if anchor not in anchors else []
+
+    assert missing == []
