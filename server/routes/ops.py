@@ -32,12 +32,15 @@ def ops_router(worker: WorkerClient, metrics: Metrics) -> APIRouter:
     """Liveness, readiness and metrics; none of them needs a key."""
     router = APIRouter(tags=[OPERATIONS])
 
+    # some load balancers and monitors ask for the headers alone
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", responses=error_responses())
     async def health() -> Health:
         """200 whenever the server lives; a restarting worker is no reason to kill it."""
         state = worker.state
         return {"status": "ok", "state": state.phase, "reason": state.detail, "progress": state.share}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", responses=error_responses(503))
     async def ready() -> Readiness:
         """200 once requests can be answered, 503 before."""
