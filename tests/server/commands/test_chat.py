@@ -13,10 +13,14 @@ from tests.server.commands.refusals import refusal
 
 ROOT = Path(__file__).parents[3]
 CHAT = [sys.executable, "-c", "from server.cli import main; main()", "chat", "--threads", "1"]
-# Makes the standard input the terminal of its session, then becomes the program named behind it.
-TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+# Makes the standard input the terminal of its session, then becomes the program named behind it. Ctrl-C means what it
+# does in a terminal, also where the tests run in the background, which ignores it.
+TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Terminal:
