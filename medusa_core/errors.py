@@ -118,7 +118,9 @@ class QueueFull(Overloaded):
     """As many requests wait as the queue may hold."""
 
     def __init__(self, queue_size: int, retry_after_s: int) -> None:
-        super().__init__(f"{queue_size} requests are waiting already; retry in {retry_after_s} s", retry_after_s)
+        super().__init__(
+            f"the queue is full, {queue_size} requests are waiting already; retry in {retry_after_s} s", retry_after_s
+        )
 
 
 class QueueTimeout(Overloaded):
