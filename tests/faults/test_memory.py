@@ -12,7 +12,7 @@ from tests.faults.live import Server, open_files, resident_mib, serving, threads
 from tests.faults.traffic import COMPLETIONS, Mix, asks, drive
 from tests.server.running import MODEL, running
 
-SEED, WARM_UP, REQUESTS, CLIENTS = 11, 500, 2000, 8
+SEED, WARM_UP, REQUESTS, CLIENTS = 11, 1000, 2000, 8
 MIX = Mix(leaving=0.35, wrong=0.1, longest=10, unique=True)
 # So small that the prompts of the warm-up fill it.
 PREFIX_CACHE_MIB = 8
