@@ -21,10 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 serve: setup  ## the demo model on 127.0.0.1:8000
 	$(BIN)/medusa serve
 
-# One process a core and one for the time that others wait for a server, each computing with one thread; a file's tests
-# stay together, for the server they may share.
+# One process a core, each computing with one thread; a file's tests stay together, for the server they may share.
 test: setup  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-faults: setup tools  ## crashes, hangs, load, attacks: minutes, with real processes and the demo model
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
