@@ -267,11 +267,15 @@ def bound(**fields: str | None) -> AbstractContextManager[None]:
 
 
 def fill_standard_streams() -> None:
-    """Give a process that was started without them the null device as standard streams.
+    """Give a process that was started without them the null device as standard streams, and its children too.
 
     Else its first sockets would take their numbers, and whatever a library writes to standard error would go to a
     client.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
+    for descriptor in range(STDERR + 1):
+        try:
+            # what a library opened meanwhile has the number, but is closed in a child, where a pipe would take it
+            os.set_inheritable(descriptor, True)
+        except OSError:
+            # the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

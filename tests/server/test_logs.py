@@ -282,15 +282,18 @@ def test_the_switch_turns_debug_on_and_off(start: LogLevel, levels: list[LogLeve
     assert seen == levels
 
 
-def test_a_process_without_standard_streams_gets_them_before_a_socket_takes_their_place() -> None:
+def test_a_process_without_standard_streams_gets_them_before_a_socket_takes_their_place_and_its_child_too() -> None:
     code = (
-        "import os; from server.logs import fill_standard_streams\n"
-        "[os.close(number) for number in (0, 2)]; fill_standard_streams()\n"
-        "os.write(1, ' '.join(os.readlink(f'/proc/self/fd/{number}') for number in (0, 2)).encode())"
+        "import os, subprocess, sys; from server.logs import fill_standard_streams\n"
+        "os.close(0); os.close(2)\n"
+        # as a library might, which then has the number 0 in this process alone
+        "assert os.open(os.devnull, os.O_RDWR) == 0; fill_standard_streams()\n"
+        'tell = \'import os; os.write(1, " ".join(os.readlink(f"/proc/self/fd/{n}") for n in (0, 2)).encode())\'\n'
+        "exec(tell); os.write(1, b', '); subprocess.run([sys.executable, '-c', tell], close_fds=True)"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert shown == "/dev/null /dev/null"
+    assert shown == "/dev/null /dev/null, /dev/null /dev/null"
 
 
 def test_the_stream_can_stand_where_a_program_expects_a_file() -> None:
