@@ -13,6 +13,7 @@ import safetensors
 from huggingface_hub import snapshot_download
 from torch import nn
 
+from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch, ModelNotFound
 
 if TYPE_CHECKING:
@@ -31,13 +32,9 @@ def find_adapter(heads: str | Path) -> Path | None:
     """
     path = Path(heads)
     if not path.exists():
-        name, _, revision = str(heads).partition("@")
+        name, revision = split_revision(str(heads))
         try:
-            path = Path(
-                snapshot_download(
-                    name, revision=revision if revision != "" else None, allow_patterns=[f"{ADAPTER_FOLDER}/*"]
-                )
-            )
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=[f"{ADAPTER_FOLDER}/*"]))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelNotFound(f"no heads at {str(heads)!r}: {reason}; give a folder, a file or a hub id") from error

@@ -19,6 +19,7 @@ __all__ = [
     "SpeculationParams",
     "TreeKind",
     "model_location",
+    "split_revision",
 ]
 
 # Beyond this every known device spends more on computing the nodes than they bring (Medusa's own limit is 64).
@@ -37,7 +38,8 @@ Int8Heads = Literal["auto", "on", "off"]
 class EngineConfig:
     """How to load a model and how large its buffers are.
 
-    model:             Hugging Face id or folder; `demo` names the shipped model.
+    model:             folder or Hugging Face id, which may name a revision as `owner/name@revision`; `demo` is the
+                       shipped model.
     heads:             id, folder or file of the draft heads; None looks inside the checkpoint.
     device:            `auto` takes CUDA when there is one, else the CPU.
     dtype:             `auto` is float32 on a CPU and the checkpoint's own on CUDA.
@@ -196,3 +198,12 @@ def model_location(name: str) -> str:
             raise ModelNotFound(f"there is no {name!r}; check the path, or give a hub id such as 'owner/name'")
         return str(path)
     return name
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A hub id without the branch, tag or commit that it may name, `owner/name@revision`, and that one.
+
+    What is on this disk names none, whatever signs are in its path.
+    """
+    name, _, revision = source.partition("@")
+    return (source, None) if revision == "" or Path(source).exists() else (name, revision)

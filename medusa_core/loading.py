@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from medusa_core.adapters import merge_adapter
 from medusa_core.backbone import ATTENTION, TransformersBackbone, register_attention
+from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
 from medusa_core.quantization import OPTIONS, judge, judge_model, quantization_arguments, quantize_in_place
 
@@ -123,9 +124,11 @@ def _load(model: str, config: Any, arguments: dict[str, Any]) -> Any:
     report, transformers_log = _ReportKept(), logging.getLogger("transformers.modeling_utils")
     transformers_log.addFilter(report)
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    name, revision = split_revision(model)
     try:
         loaded, found = from_pretrained(
-            model,
+            name,
+            revision=revision,
             config=config,
             attn_implementation=ATTENTION,
             trust_remote_code=False,
@@ -164,8 +167,9 @@ def _load(model: str, config: Any, arguments: dict[str, Any]) -> Any:
 
 def read_config(model: str) -> Any:
     """The checkpoint's transformers configuration; raises ModelNotFound when there is none."""
+    name, revision = split_revision(model)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFound(f"no model at {model!r}: {reason}; give a folder with config.json or a hub id") from error

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from medusa_core.chat_templates import known_template
-from medusa_core.config import model_location
+from medusa_core.config import model_location, split_revision
 from medusa_core.errors import CheckpointError, ModelNotFound
 
 __all__ = ["load_tokenizer", "own_template", "tokenizer_folder"]
@@ -33,8 +33,9 @@ def tokenizer_folder(model: str) -> Path:
     location = model_location(model)
     if Path(location).is_dir():
         return Path(location)
+    name, revision = split_revision(location)
     try:
-        return Path(snapshot_download(location, allow_patterns=list(TOKENIZER_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFound(f"no tokenizer at {model!r}: {reason}; give a folder or a hub id") from error
@@ -79,7 +80,7 @@ def own_template(tokenizer: PreTrainedTokenizerFast, folder: Path, model: str) -
         template = template.get("default")
     if template is not None:
         return str(template)
-    return known_template(model, _read_json(folder / "config.json").get("_name_or_path"))
+    return known_template(split_revision(model)[0], _read_json(folder / "config.json").get("_name_or_path"))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

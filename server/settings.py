@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from medusa_core.config import AttentionName, Int8Heads, Quantization, RunnerName
+from medusa_core.config import AttentionName, Int8Heads, Quantization, RunnerName, split_revision
 from medusa_core.errors import ConfigurationError
 from server.logs import LogFormat, LogLevel
 
@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "demo", min_length=1, description="Hugging Face id or folder of the base model; demo is built in"
+        "demo", min_length=1, description="folder or hub id (owner/name@revision) of the base model; demo is built in"
     )
     heads: str | None = Field(None, description="id, folder or file of the draft heads; left out: inside the model")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -208,11 +208,11 @@ class Settings(BaseSettings):
 
     @property
     def served_names(self) -> tuple[str, ...]:
-        """The model's names in requests; a folder goes by its own name, not by its path."""
+        """The model's names in requests; a folder goes by its own name, a hub id without its revision."""
         if self.served_model_name:
             return self.served_model_name
         folder = Path(self.model)
-        return (folder.resolve().name if folder.is_dir() else self.model,)
+        return (folder.resolve().name if folder.is_dir() else split_revision(self.model)[0],)
 
     @property
     def served_name(self) -> str:

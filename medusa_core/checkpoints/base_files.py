@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from medusa_core.checkpoints.files import Download, StoredTensors, indices, open_file, read_json, snapshot
-from medusa_core.config import model_location
+from medusa_core.config import model_location, split_revision
 from medusa_core.errors import HeadsMismatch, ModelNotFound
 
 __all__ = ["base_folder", "loaded_index", "read_lm_head", "vocab_size_of"]
@@ -81,8 +81,9 @@ def base_folder(
 
 
 def _fetched(model: str, patterns: Sequence[str], download: Download) -> Path:
+    name, revision = split_revision(model)
     try:
-        return download(model, None, patterns)
+        return download(name, revision, patterns)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFound(f"no model at {model!r}: {reason}; give a folder or a hub id") from error

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ModelNotFound
 
 __all__ = [
@@ -240,8 +241,7 @@ def from_hub(source: str, head_keys: HeadKeys, download: Download) -> Path:
 
     What a repository holds in several forms is fetched in one, safetensors where there are some.
     """
-    name, _, revision = source.partition("@")
-    at = revision if revision != "" else None
+    name, at = split_revision(source)
     try:
         folder = download(name, at, DESCRIPTIONS)
         for file in HEADS_FILES:
@@ -267,11 +267,14 @@ def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
-def cached_snapshot(name: str, cache: Path | None = None) -> Path | None:
+def cached_snapshot(source: str, cache: Path | None = None) -> Path | None:
     """The folder of a hub id of which something was fetched before; asks nobody. `cache` is the hub's own folder."""
+    name, revision = split_revision(source)
     try:
         # without a pattern the hub's library finds a snapshot only once all files of the repository are there
-        found = snapshot_download(name, cache_dir=cache, local_files_only=True, allow_patterns=["config.json"])
+        found = snapshot_download(
+            name, revision=revision, cache_dir=cache, local_files_only=True, allow_patterns=["config.json"]
+        )
     except (OSError, ValueError):
         return None
     return Path(found)

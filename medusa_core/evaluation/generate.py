@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from medusa_core.config import model_location
+from medusa_core.config import model_location, split_revision
 from medusa_core.evaluation.answers import Answer
 from medusa_core.evaluation.prompts import Prompt
 from medusa_core.generation import EngineInfo
@@ -26,9 +26,8 @@ class GeneratePeer:
     def load(cls, info: EngineInfo) -> Self:
         """The model that an engine has loaded, in the same dtype on the same device."""
         dtype: torch.dtype = getattr(torch, info.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            model_location(info.model), dtype=dtype, trust_remote_code=False
-        )
+        name, revision = split_revision(model_location(info.model))
+        model: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, trust_remote_code=False)
         return cls(model.to(info.device))
 
     def answer(self, prompt: Prompt, sampling: SamplingParams, max_tokens: int) -> Answer:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from medusa_core.config import model_location
+from medusa_core.config import model_location, split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound
 from medusa_core.loading import default_context, fix_longrope, read_config
 from medusa_core.quantization import dense_weight, quantization_arguments
@@ -59,9 +59,15 @@ class FrozenBase:
         config = read_config(location)
         fix_longrope(config.get_text_config(), default_context(config.get_text_config()))
         from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+        source, revision = split_revision(location)
         try:
             model, found = from_pretrained(
-                location, config=config, trust_remote_code=False, output_loading_info=True, **arguments
+                source,
+                revision=revision,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **arguments,
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]

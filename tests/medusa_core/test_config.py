@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from medusa_core.config import EngineConfig, HeadsConfig, SpeculationParams, model_location
+from medusa_core.config import EngineConfig, HeadsConfig, SpeculationParams, model_location, split_revision
 from medusa_core.errors import ConfigurationError, InvalidParameter, ModelNotFound
 
 
@@ -59,6 +59,24 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_a_hub(name: str) -> None:
 def test_a_path_under_the_home_folder_is_expanded(tmp_path: Path) -> None:
     assert model_location(str(tmp_path)) == str(tmp_path)
     assert model_location("~") == str(Path.home())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
+        ("owner/name@", ("owner/name@", None)),
+    ],
+)
+def test_a_hub_id_may_name_a_revision(source: str, expected: tuple[str, str | None]) -> None:
+    assert split_revision(source) == expected
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "mine@home").mkdir()
+
+    assert split_revision(str(tmp_path / "mine@home")) == (str(tmp_path / "mine@home"), None)
 
 
 def test_heads_use_the_bases_lm_head_or_one_of_their_own() -> None:

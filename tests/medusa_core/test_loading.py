@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,22 @@ def saved(folder: Path, family: str = "llama", **changes: object) -> str:
 def test_a_folder_without_a_model_is_named_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no model at .*give a folder with config.json or a hub id"):
         Engine.load(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_revision_of_a_hub_id_is_loaded_configuration_and_weights(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    (repository / "refs").mkdir(parents=True)
+    for revision, layers in (("main", 1), ("older", 3)):
+        saved(repository / "snapshots" / f"{revision}-commit", num_hidden_layers=layers)
+        (repository / "refs" / revision).write_text(f"{revision}-commit")
+    program = (
+        "import torch; from medusa_core.loading import load_backbone\n"
+        "backbone = load_backbone('someone/some-model@older', torch.device('cpu'), None, 64)\n"
+        "assert len(backbone.model.model.layers) == 3"
+    )
+
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 def test_a_folder_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:

@@ -48,12 +48,15 @@ def test_a_name_that_is_no_folder_and_no_hub_id_is_not_found(name: str) -> None:
         TextCodec.load(name)
 
 
-def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "revision"), [("someone/some-model@older", "older"), ("someone/some-model", "main")])
+def test_a_hub_id_is_read_from_the_cache_at_its_revision_without_a_network(
+    tmp_path: Path, name: str, revision: str
+) -> None:
     repository = tmp_path / "hub" / "models--someone--some-model"
     save_byte_level(repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
-    program = "from medusa_core.text import TextCodec; assert TextCodec.load('someone/some-model').encode('Hello')"
+    (repository / "refs" / revision).write_text("0123abc")
+    program = f"from medusa_core.text import TextCodec; assert TextCodec.load({name!r}).encode('Hello')"
 
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)

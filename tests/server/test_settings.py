@@ -49,6 +49,7 @@ def test_a_model_without_a_given_name_goes_by_its_own(tmp_path: Path) -> None:
 
     assert load_settings({}).served_names == ("demo",)
     assert load_settings({"model": str(tmp_path / "mine")}).served_names == ("mine",)
+    assert load_settings({"model": "owner/name@v1"}).served_names == ("owner/name",)
 
 
 def test_a_worker_may_be_waited_for_without_end() -> None:
