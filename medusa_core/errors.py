@@ -69,10 +69,10 @@ class InvalidParameter(RequestError):
 
 
 class UnsupportedParameter(RequestError):
-    """A known field whose effect this server cannot give."""
+    """A known field whose effect this server cannot give, or `what` of it where the rest could be given."""
 
-    def __init__(self, param: str, reason: str) -> None:
-        super().__init__(f"{param!r} is not supported: {reason}", param)
+    def __init__(self, param: str, reason: str, what: str | None = None) -> None:
+        super().__init__(f"{what if what is not None else repr(param)} is not supported: {reason}", param)
 
 
 class PromptTooLong(RequestError):

@@ -122,7 +122,7 @@ def create_app(
         if request.method == "POST":
             count(error)
         exchange_of(request.scope).error = type(error).__name__
-        return error_response(error)
+        return error_response(error, asked=f"{request.method} {request.scope['path'][:100]}")
 
     # the pages of the interface bring their scripts along: not every GPU host reaches a content network
     app = FastAPIOffline(

@@ -180,30 +180,36 @@ def _validation_message(error: RequestValidationError) -> tuple[str, str | None]
         return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
     if not location:
         return f"the body must be a JSON object sent with Content-Type: application/json ({first['msg']})", None
+    if first["type"] == "extra_forbidden":
+        return f"{_field(location)}: there is no such field; GET /docs lists those there are", _field(location)
     # what a validator of ours raised comes back with this prefix
     message = str(first["msg"]).removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
     return f"{_field(location)}: {message}", _field(location)
 
 
-def _http_message(error: HTTPException) -> str:
+def _http_message(error: HTTPException, asked: str) -> str:
     if error.status_code == 404:
-        return "there is no such route; the API lives under /v1"
+        return f"there is no {asked} here; the base URL of clients ends in /v1, and GET /docs lists all routes"
     if error.status_code == 405:
-        return "this route does not take that method"
+        allowed = error.headers.get("Allow") if error.headers is not None else None
+        return f"there is no {asked} here; the route takes {allowed if allowed is not None else 'another method'}"
     if error.detail == http.HTTPStatus(error.status_code).phrase or error.status_code == 400:
         return "the body cannot be read: it must be a JSON object of moderate depth in UTF-8"
     return str(error.detail)
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, always encodable as JSON."""
+def error_body(error: Exception, asked: str = "such route") -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`, always encodable as JSON.
+
+    asked: method and path, for the message where they lead nowhere.
+    """
     problem = problem_of(error)
     param: str | None = None
     if isinstance(error, RequestValidationError):
         message, param = _validation_message(error)
     elif isinstance(error, HTTPException):
-        message = _http_message(error)
+        message = _http_message(error, asked)
     elif isinstance(error, MedusaError):
         message, param = str(error), error.param if isinstance(error, RequestError) else None
     else:
@@ -219,8 +225,8 @@ def error_body(error: Exception) -> dict[str, Any]:
     }
 
 
-def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The whole answer to a request that failed before its first byte."""
+def error_response(error: Exception, headers: Mapping[str, str] | None = None, asked: str = "such route") -> Response:
+    """The whole answer to a request that failed before its first byte; see error_body for `asked`."""
     sent = dict(headers) if headers is not None else {}
     if isinstance(error, Overloaded):
         sent["retry-after"] = str(error.retry_after_s)
@@ -232,7 +238,7 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
     elif isinstance(error, HTTPException) and error.headers is not None:
         sent.update(error.headers)
     return Response(
-        msgspec.json.encode(error_body(error)),
+        msgspec.json.encode(error_body(error, asked)),
         status_code=problem_of(error).status,
         headers=sent,
         media_type="application/json",

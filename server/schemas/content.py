@@ -33,7 +33,7 @@ def joined_text(value: object, param: str) -> object:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal"):
             if isinstance(kind, str):
-                raise UnsupportedParameter(param, f"a content part of type {kind[:64]!r}; the model reads text only")
+                raise UnsupportedParameter(param, "the model reads text only", f"a part of type {kind[:64]!r}")
             raise ValueError("has a part that is no object with a type")
         text = part.get(kind)
         if not isinstance(text, str):

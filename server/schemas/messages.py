@@ -60,7 +60,7 @@ def _arguments(value: object) -> object:
 
 def _call_kind(value: object) -> object:
     if isinstance(value, str) and value != "function":
-        raise UnsupportedParameter("messages", f"a tool call of type {value[:64]!r}; only functions are called")
+        raise UnsupportedParameter("messages", "only functions are called", f"a tool call of type {value[:64]!r}")
     return value
 
 

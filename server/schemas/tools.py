@@ -51,7 +51,7 @@ def _schema_of_an_object(schema: dict[str, Any] | None) -> dict[str, Any] | None
 
 def _only_functions(kind: object) -> object:
     if isinstance(kind, str) and kind != "function":
-        raise UnsupportedParameter("tools", f"a tool of type {kind[:64]!r}; offer functions only")
+        raise UnsupportedParameter("tools", "offer functions only", f"a tool of type {kind[:64]!r}")
     return kind
 
 
@@ -66,7 +66,7 @@ def _choice(value: object) -> object:
     kind, named = (value.get("type"), value.get("function")) if isinstance(value, dict) else (None, None)
     if isinstance(kind, str) and kind != "function":
         raise UnsupportedParameter(
-            "tool_choice", f"a choice of type {kind[:64]!r}; offer only those tools that may be called"
+            "tool_choice", "offer only those tools that may be called", f"a choice of type {kind[:64]!r}"
         )
     if kind is None or not _is_named(named):
         raise ValueError("must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}")

@@ -211,21 +211,38 @@ def test_an_unknown_model_is_a_404(server: Running, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "message"),
     [
-        ("GET", "/nothing", 404),
-        ("GET", "/v1/nothing", 404),
-        ("GET", CHAT, 405),
-        ("DELETE", "/v1/models", 405),
-        ("GET", "/v1/models/x/y", 404),
+        ("GET", "/nothing", 404, "there is no GET /nothing here; the base URL of clients ends in /v1, and"),
+        ("POST", "/v1/v1/completions", 404, "there is no POST /v1/v1/completions here; "),
+        ("GET", CHAT, 405, f"there is no GET {CHAT} here; the route takes POST"),
+        ("DELETE", "/v1/models", 405, "there is no DELETE /v1/models here; the route takes GET"),
+        ("GET", "/v1/models/x/y", 404, "the model 'x/y' does not exist here; served: tiny"),
     ],
 )
-def test_wrong_routes_and_methods_are_shaped_errors(server: Running, method: str, path: str, status: int) -> None:
+def test_a_wrong_route_or_method_is_named_with_the_way_out(
+    server: Running, method: str, path: str, status: int, message: str
+) -> None:
     with server.openai() as client:
         answer = client._client.request(method, f"{server.url}{path}")
 
     assert answer.status_code == status
-    assert_shaped(answer.text)
+    assert assert_shaped(answer.text)["message"].startswith(message)
+
+
+def test_what_cannot_be_given_is_named_and_not_the_whole_field(server: Running) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}
+    answer = server.post(CHAT, chat(messages=[{"role": "user", "content": [picture]}]))
+    error = assert_shaped(answer.text)
+
+    assert error["message"] == "a part of type 'image_url' is not supported: the model reads text only"
+    assert (error["param"], error["code"]) == ("messages", "unsupported_parameter")
+
+
+def test_a_misspelt_part_of_a_field_is_told_where_all_are_listed(server: Running) -> None:
+    error = assert_shaped(server.post(CHAT, chat(speculation={"nodes": 8})).text)
+
+    assert error["message"] == "speculation.nodes: there is no such field; GET /docs lists those there are"
 
 
 def test_a_body_that_is_too_large_is_a_413_declared_or_not(server: Running) -> None:
