@@ -28,7 +28,7 @@ SHAPES = (
     Shape("7B (Llama-2)", 4096, 32, 11008, 32, 32, 32000),
     Shape("8B (Llama-3.1)", 4096, 32, 14336, 32, 8, 128256),
 )
-SMOKE = (Shape("tiny", 64, 2, 96, 4, 2, 211),)
+SMOKE = (Shape("tiny", 64, 1, 96, 4, 2, 211),)
 
 
 @torch.no_grad()
