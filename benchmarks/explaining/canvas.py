@@ -4,14 +4,14 @@ from html import escape
 
 __all__ = ["Canvas", "seen"]
 
-# Ground, ink and the sources of tokens: by day, and where the reader has chosen dark.
+# Ground, ink and the sources of tokens, in the hues of the page at /: by day, and where the reader has chosen dark.
 STYLE = """
 svg { --ground: #ffffff; --ink: #18202c; --quiet: #556071; --line: #c3cad6; --soft: #eef1f6;
-  --heads: #1d46c4; --lookup: #a3480b; --base: #08683f;
-  --heads-soft: #dfe7ff; --lookup-soft: #ffe6d3; --base-soft: #d8f2e5; --plain-soft: #e5e8ee; }
+  --heads: #1d46c4; --lookup: #b04a00; --base: #5b6675;
+  --heads-soft: #dfe7ff; --lookup-soft: #ffe6d3; --base-soft: #e4e8ee; --plain-soft: #d3d9e3; }
 @media (prefers-color-scheme: dark) { svg { --ground: #10141b; --ink: #e6eaf1; --quiet: #a3afc2; --line: #3d485a;
-  --soft: #1c2330; --heads: #9db8ff; --lookup: #ffb37a; --base: #6fdcab;
-  --heads-soft: #22356f; --lookup-soft: #5a3113; --base-soft: #124a34; --plain-soft: #2b3442; } }
+  --soft: #1c2330; --heads: #9db8ff; --lookup: #ffb067; --base: #a3afc2;
+  --heads-soft: #22356f; --lookup-soft: #5a3113; --base-soft: #333d4d; --plain-soft: #4a566a; } }
 text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: var(--ink); }
 .say { font-family: system-ui, "DejaVu Sans", sans-serif; } .quiet { fill: var(--quiet); } .small { font-size: 11px; }
 .bold { font-weight: 700; }

@@ -97,7 +97,7 @@ def join(canvas: Canvas, left: tuple[float, float, float], right: tuple[float, f
     to_x, to_y = right[0], right[1] + NODE_HEIGHT / 2
     middle = (x + to_x) / 2
     points = f"M{x:.1f} {y:.1f} C{middle:.1f} {y:.1f} {middle:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
-    canvas.line(points, "var(--base)" if is_kept else "var(--line)", 3 if is_kept else 1.5)
+    canvas.line(points, "var(--ink)" if is_kept else "var(--line)", 3 if is_kept else 1.5)
 
 
 def draw_node(
