@@ -50,6 +50,8 @@ OUR_LOGGERS = ("medusa", "medusa_core")
 # What the rest of a line waits for a reader who has taken its beginning.
 PATIENCE_MS = 50
 MAX_FRAMES = 30
+# Empties a terminal's line, on which the other process may show a bar, and goes back to its beginning.
+CLEARED = "\r\x1b[2K"
 
 logger = logging.getLogger("medusa.server")
 
@@ -154,6 +156,14 @@ def _renderers(rendering: Rendering, in_color: bool) -> Sequence[Processor]:
 class _LineHandler(logging.StreamHandler[SteadyStream]):
     """Writes lines, and how many were lost as soon as lines can be written again."""
 
+    def __init__(self, stream: SteadyStream, before: str) -> None:
+        """before: what goes in front of each line."""
+        super().__init__(stream)
+        self._before = before
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._before + super().format(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         lost = self.stream.lost
         super().emit(record)
@@ -180,6 +190,7 @@ def create_handler(stream: SteadyStream, rendering: Rendering, process: str) -> 
         fields["process"] = process
         return {name: fields[name] for name in (*FIRST, *fields) if name in fields}
 
+    is_lively = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     chain: list[Processor] = [
         TimeStamper(fmt="iso", utc=True),
         add_log_level,
@@ -188,9 +199,9 @@ def create_handler(stream: SteadyStream, rendering: Rendering, process: str) -> 
         _without_color,
         merge_contextvars,
         in_order,
-        *_renderers(rendering, stream.isatty()),
+        *_renderers(rendering, is_lively and "NO_COLOR" not in os.environ),
     ]
-    handler = _LineHandler(stream)
+    handler = _LineHandler(stream, CLEARED if is_lively and rendering == "console" else "")
     handler.setFormatter(ProcessorFormatter(processors=chain))
     return handler
 

@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -74,6 +75,30 @@ def test_no_text_can_forge_a_line_or_move_the_cursor(tmp_path: Path, rendering: 
     assert all("forged" in line for line in lines[:2])
     if rendering == "json":
         assert json.loads(lines[0])["model"] == EVIL
+
+
+@pytest.mark.parametrize(
+    ("variables", "before", "colours"),
+    [
+        ({"TERM": "xterm"}, "\r\x1b[2K", True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "\r\x1b[2K", False),
+        ({"TERM": "dumb"}, "2", False),
+    ],
+)
+def test_a_line_takes_the_place_of_the_other_process_s_bar_where_a_terminal_can_do_that(
+    variables: dict[str, str], before: str, colours: bool
+) -> None:
+    code = "import logging; from server.logs import configure_logs; configure_logs('console', 'info', 'worker')\n"
+    ours, theirs = pty.openpty()
+    environment = {**{name: value for name, value in os.environ.items() if name != "NO_COLOR"}, **variables}
+    command = [sys.executable, "-c", code + "logging.getLogger('medusa').info('here')"]
+    subprocess.run(command, cwd=ROOT, env=environment, stderr=theirs, check=True)
+    os.close(theirs)
+    line = os.read(ours, 65536).decode()
+    os.close(ours)
+
+    assert "here" in line and line.startswith(before)
+    assert ("\x1b[" in line.removeprefix(before)) == colours
 
 
 def test_a_traceback_for_people_is_indented_so_that_its_message_is_no_line(tmp_path: Path) -> None:
