@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from medusa_core.checkpoints import find_heads
 from medusa_core.config import EngineConfig, model_location
@@ -172,6 +173,7 @@ class _Run:
                 for start in range(0, len(fitting), size):
                     batch = fitting[start : start + size]
                     if writer is None or meter is None:
+                        bar.set_postfix_str("loading the model", refresh=True)
                         first = [self._question(replay, ids) for replay, ids in batch]
                         writer, meter = self._open(first, (total - done) // size), _Meter(bar)
                     answers.append(self._lines(writer, batch, meter, prompts))
@@ -238,6 +240,7 @@ class _Run:
         ends = frozenset([end] if isinstance(end, int) else [])
 
         def open_batch() -> Writer:
+            disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one already
             return BatchWriter(FrozenBase.load(self.model, self.device).model, ends, sampling)
 
         def open_engine() -> Writer:

@@ -42,3 +42,5 @@ def test_what_was_done_is_told(tmp_path: Path) -> None:
         assert ended.exit_code == 0
         assert f"1 answers in {tmp_path / 'out.jsonl'}, {new} of them new" in ended.stderr
         assert "1 prompts skipped" in ended.stderr
+        # one bar, not those of the libraries too
+        assert "Loading weights" not in ended.stderr
