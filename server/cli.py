@@ -2,7 +2,8 @@
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -89,8 +90,16 @@ def create_cli() -> typer.Typer:
     return cli
 
 
+def _tolerate_other_encodings(typed: TextIO, shown: TextIO) -> None:
+    """Let what is no text be refused where it is used, and show what a terminal has no character for as `?`."""
+    for stream, errors in ((typed, "surrogateescape"), (shown, "replace")):
+        if isinstance(stream, TextIOWrapper):  # not where the program was started without
+            stream.reconfigure(errors=errors)
+
+
 def main() -> None:
     """Entry point of the `medusa` script."""
     sys.excepthook = tell_unexpected
+    _tolerate_other_encodings(sys.stdin, sys.stdout)
     # not the Typer itself, which would put a hook of its own in place of ours
     get_command(create_cli())(prog_name="medusa")

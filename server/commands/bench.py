@@ -23,7 +23,7 @@ from server.commands.options import (
     Tokens,
     sizes,
 )
-from server.commands.shared import given, need_file, one_line_errors, say, watched
+from server.commands.shared import LIBRARY, busy, given, need_file, one_line_errors, say, watched
 
 __all__ = ["bench"]
 
@@ -65,8 +65,9 @@ def bench(
         compared = sizes(nodes, "--nodes")
         if prompts is not None:
             need_file(prompts, "--prompts")
-        from medusa_core import BenchPlan, EngineConfig, default_prompts
-        from medusa_core import bench as run_bench
+        with busy(console, LIBRARY):
+            from medusa_core import BenchPlan, EngineConfig, default_prompts
+            from medusa_core import bench as run_bench
 
         prompts = prompts if prompts is not None else default_prompts(model, "--prompts")
         chosen = {

@@ -20,7 +20,7 @@ from server.commands.options import (
     Tokens,
     sizes,
 )
-from server.commands.shared import given, need_file, one_line_errors, say, watched
+from server.commands.shared import LIBRARY, busy, given, need_file, one_line_errors, say, watched
 
 __all__ = ["calibrate"]
 
@@ -63,8 +63,9 @@ def calibrate(
         measured = sizes(nodes, "--nodes")
         if data is not None:
             need_file(data, "--data")
-        from medusa_core import CalibratePlan, EngineConfig, default_prompts
-        from medusa_core import calibrate as run_calibrate
+        with busy(console, LIBRARY):
+            from medusa_core import CalibratePlan, EngineConfig, default_prompts
+            from medusa_core import calibrate as run_calibrate
 
         # held-out prompts are beginnings, whose text is no answer
         is_own = own_answers or data is None

@@ -30,7 +30,7 @@ from server.commands.options import (
     TopP,
     TreeNodes,
 )
-from server.commands.shared import one_line_errors
+from server.commands.shared import note, one_line_errors
 from server.commands.talk import Talk
 
 __all__ = ["chat"]
@@ -81,22 +81,33 @@ def chat(
             raise MissingChatTemplate(model)
         choices = Choices(temperature, top_p, top_k, min_p, seed, max_tokens, mode)
         _greet(local, out, notes, color)
+        _edit_lines(out)
         Talk(local, out, notes, _read_line, choices, system, color).run()
 
 
 def _greet(local: LocalModel, out: Console, notes: Console, color: Coloring) -> None:
     if sys.stdin.isatty():
-        notes.print(f"{local.describe()}; /help tells what can be typed", style="dim", markup=False, highlight=False)
+        note(notes, f"{local.describe()}; /help tells what can be typed")
         legend(out, color)
 
 
+def _edit_lines(out: Console) -> None:
+    """Let typed lines be edited, and remembered as long as the program runs; several that are pasted are one."""
+    if not sys.stdin.isatty():
+        return
+    # input() edits with it as soon as it is imported; not every Python was built with it
+    with suppress(ImportError):
+        import readline
+
+        if out.is_interactive:
+            # else each pasted line would be asked by itself
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+
 def _read_line(prompt: str) -> str:
-    """A line of the input, edited and remembered as long as the program runs where somebody types it."""
+    """A line of the input."""
     if not sys.stdin.isatty():
         return input()
-    with suppress(ImportError):
-        # input() edits with it as soon as it is imported; not every Python was built with it
-        import readline  # noqa: F401
     try:
         if sys.stdout.isatty():
             return input(prompt)

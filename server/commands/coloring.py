@@ -6,6 +6,8 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from medusa_core.errors import MedusaError
+from server.commands.shared import without_codes
 from server.commands.spoken import Spelt, Spoken
 
 __all__ = ["SOURCE_STYLES", "Coloring", "legend", "painted", "speak"]
@@ -24,9 +26,6 @@ SOURCE_STYLES = {
 
 STEP_STYLES = ("cyan", "magenta")
 
-# A model may write anything; the codes with which a terminal is told to do something are no text.
-_CODES = {code: "\ufffd" for code in (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0))}
-
 
 def painted(step: Sequence[Spelt], number: int, coloring: Coloring) -> Text:
     """The text of a step as a terminal may show it; steps are numbered from 0."""
@@ -37,13 +36,13 @@ def painted(step: Sequence[Spelt], number: int, coloring: Coloring) -> Text:
             "sources": SOURCE_STYLES.get(one.source, "default"),
             "none": "default",
         }[coloring]
-        line.append(one.text.translate(_CODES), style)
+        line.append(without_codes(one.text), style)
     return line
 
 
 def legend(console: Console, coloring: Coloring) -> None:
     """Say what the colours mean, where any are shown."""
-    if not console.is_terminal or console.no_color or coloring == "none":
+    if not console.is_terminal or console.color_system is None or console.no_color or coloring == "none":
         return
     if coloring == "steps":
         line = Text("colours change with every step: ", "dim")
@@ -59,13 +58,18 @@ def legend(console: Console, coloring: Coloring) -> None:
 
 def speak(out: Console, spoken: Spoken, coloring: Coloring) -> None:
     """Show an answer step by step as it comes; what follows begins on a line of its own, also behind half of one."""
+    has_begun = False
     try:
         for number, step in enumerate(spoken):
+            has_begun = True
             if not out.is_terminal:
                 # a file gets the text as it is
                 out.file.write("".join(one.text for one in step))
                 out.file.flush()
             else:
                 out.print(painted(step, number, coloring), end="", soft_wrap=True, highlight=False)
-    finally:
-        out.print()
+    except MedusaError:
+        if has_begun:
+            out.print()
+        raise
+    out.print()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server.commands.shared import given, need_file, one_line_errors, say
+from server.commands.shared import LIBRARY, busy, given, need_file, one_line_errors, say
 
 __all__ = ["distill"]
 
@@ -62,8 +62,9 @@ def distill(
     console = Console(stderr=True)
     with one_line_errors(console):
         need_file(prompts, "--prompts")
-        from medusa_core import DistillPlan
-        from medusa_core import distill as run_distill
+        with busy(console, LIBRARY):
+            from medusa_core import DistillPlan
+            from medusa_core import distill as run_distill
 
         chosen = {
             "max_tokens": max_tokens,

@@ -23,7 +23,7 @@ def doctor(model: Model = "demo", heads: Heads = None) -> None:
     """Say what this machine has and lacks, whether the packages fit, and whether the heads fit the model."""
     out, notes = Console(soft_wrap=True, highlight=False), Console(stderr=True)
     with one_line_errors(notes):
-        rows = [*_packages(), _disk(), _memory()]
+        rows = [*_packages(), _disk(), *_memory(Path("/proc/meminfo"))]
         with busy(notes, "looking at devices, the compiler and the model"):
             from medusa_core import check_machine, check_model
 
@@ -63,7 +63,12 @@ def _disk() -> tuple[str, str, bool | None]:
     return "disk", f"{free / 2**30:.1f} GiB free for models in {folder}", True if free >= LEAST_DISK else None
 
 
-def _memory() -> tuple[str, str, bool | None]:
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    free = pages * size
-    return "memory", f"{free / 2**30:.1f} GiB free", True if free >= LEAST_MEMORY else None
+def _memory(meminfo: Path) -> list[tuple[str, str, bool | None]]:
+    """What programs can have, files that the system only keeps at hand left out; nothing where it does not say."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    facts = dict(line.split(":", 1) for line in lines)
+    free = int(facts["MemAvailable"].split()[0]) * 2**10
+    return [("memory", f"{free / 2**30:.1f} GiB free", True if free >= LEAST_MEMORY else None)]

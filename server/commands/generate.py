@@ -31,7 +31,7 @@ from server.commands.options import (
     TopP,
     TreeNodes,
 )
-from server.commands.shared import one_line_errors, say
+from server.commands.shared import note, one_line_errors, say
 from server.commands.spoken import Spoken, told
 
 __all__ = ["generate"]
@@ -92,7 +92,7 @@ def generate(
                 _print_json(out, model, spoken)
             else:
                 speak(out, spoken, color)
-                console.print(told(spoken.took), style="dim", markup=False, highlight=False, soft_wrap=True)
+                note(console, told(spoken.took))
         if spoken.took.finish_reason is None:
             raise typer.Exit(INTERRUPTED)
 

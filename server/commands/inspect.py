@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.commands.shared import busy, one_line_errors
+from server.commands.shared import busy, one_line_errors, without_codes
 
 __all__ = ["inspect"]
 
@@ -65,7 +65,7 @@ def _facts(report: dict[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(without_codes(value)))
     return table
 
 

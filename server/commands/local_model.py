@@ -45,7 +45,7 @@ def check_mode(mode: str) -> None:
 @contextmanager
 def loading(console: Console) -> Iterator[Callable[[str, float], None]]:
     """What hears how far a model is loaded: a bar that is gone afterwards on a terminal, nothing elsewhere."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task("loading", total=1.0)
         yield lambda stage, share: progress.update(task, description=stage, completed=share)
 

@@ -16,18 +16,28 @@ from medusa_core.errors import ConfigurationError, MedusaError
 from server.logs import STDERR, SteadyStream
 
 __all__ = [
+    "LIBRARY",
     "busy",
     "given",
     "need_file",
+    "note",
     "one_line_errors",
     "say",
     "show_tracebacks",
     "steady_console",
     "tell_unexpected",
     "watched",
+    "without_codes",
 ]
 
 USAGE_ERROR, FAILURE = 2, 1
+
+# What a command is busy with before it knows anything else: torch alone takes seconds.
+LIBRARY = "loading the library"
+
+# A model, or a file from the hub, may say anything; the codes with which a terminal is told to do something are no
+# text. A carriage return only goes with the line break behind it.
+_CODES = {code: "\ufffd" for code in (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0))} | {0x0D: None}
 
 # Set by the program's --debug, in the middle of whatever runs a command.
 _SHOWS_TRACEBACKS: ContextVar[bool] = ContextVar("shows_tracebacks", default=False)
@@ -51,7 +61,7 @@ def one_line_errors(console: Console) -> Iterator[None]:
     except MedusaError as error:
         if _SHOWS_TRACEBACKS.get():
             say(console, "".join(traceback.format_exception(error)).rstrip())
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(console, f"error: {error}")
         raise SystemExit(USAGE_ERROR if isinstance(error, ConfigurationError) else FAILURE) from None
 
 
@@ -65,13 +75,11 @@ def tell_unexpected(kind: type[BaseException], error: BaseException, trace: Trac
     # what the system says of a file or a socket needs no more words
     line = str(error) if isinstance(error, OSError) else f"{kind.__name__}: {error}{place}"
     reason = " ".join(line.split())
-    steady_console().print(
-        f"error: {reason}; `medusa --debug ...` shows where it came from",
-        style="red",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    _print_error(steady_console(), f"error: {reason}; `medusa --debug ...` shows where it came from")
+
+
+def _print_error(console: Console, line: str) -> None:
+    console.print(without_codes(line), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def given(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +93,27 @@ def need_file(path: Path, option: str) -> None:
         raise ConfigurationError(f"{option}: the file {str(path)!r} does not exist")
 
 
+def without_codes(text: str) -> str:
+    """The text as a terminal may show it: U+FFFD for each control character but tab and line break."""
+    return text.translate(_CODES)
+
+
 def say(console: Console, line: str) -> None:
-    """One line as it stands: no markup, no colours for numbers, no wrapping."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """One line as it stands: no markup, no colours for numbers, no wrapping; on a terminal no control codes either."""
+    shown = without_codes(line) if console.is_terminal else line
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+def note(console: Console, line: str, style: str = "dim") -> None:
+    """One line beside what was asked for: on a terminal broken between words, elsewhere not at all."""
+    console.print(without_codes(line), style=style, markup=False, highlight=False, soft_wrap=not console.is_interactive)
 
 
 @contextmanager
 def busy(console: Console, words: str) -> Iterator[None]:
     """Show on a terminal that something goes on of which nobody knows how long it takes."""
-    with console.status(words, spinner="dots") if console.is_terminal else nullcontext():
+    # not on one that cannot go back to what it has shown (TERM=dumb)
+    with console.status(words, spinner="dots") if console.is_interactive else nullcontext():
         yield
 
 
@@ -104,7 +124,7 @@ def watched(console: Console, at_once: bool = True) -> Iterator[Callable[[str, f
     at_once: False shows the bar from the first call on; a terminal has room for one, and until then another is shown.
     """
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
     task = progress.add_task("starting", total=1.0)
     shown: list[str] = []
     if at_once:
@@ -114,7 +134,7 @@ def watched(console: Console, at_once: bool = True) -> Iterator[Callable[[str, f
         def watch(stage: str, share: float) -> None:
             progress.start()
             progress.update(task, description=stage, completed=share)
-            if not console.is_terminal and stage not in shown[-1:]:
+            if not console.is_interactive and stage not in shown[-1:]:
                 shown.append(stage)
                 say(console, stage)
 

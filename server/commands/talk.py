@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from medusa_core.errors import MedusaError
 from server.commands.coloring import Coloring, speak
 from server.commands.local_model import Choices, stoppable
-from server.commands.shared import busy, say
+from server.commands.shared import busy, note, say
 from server.commands.spoken import Spoken, Took, told
 
 __all__ = ["Speaker", "Talk", "read_message"]
@@ -35,6 +37,7 @@ HELP = {
 }
 
 BLOCK = '"""'
+COMMAND = re.compile(r"\s*/(?!/)(?P<name>\S*)\s*(?P<rest>.*?)\s*", re.DOTALL)
 
 N = TypeVar("N", int, float)
 
@@ -62,19 +65,29 @@ class _Turn:
 def read_message(read: Callable[[str], str]) -> str:
     """One message: a line, lines that end in a backslash and the next, or all between two lines of three quotes.
 
-    read: takes a prompt and gives a line; raises EOFError at the end.
+    read: takes a prompt and gives a line, or several that were pasted; raises EOFError at the end, which also ends a
+          message that has begun.
     """
     line = read("> ")
+    lines: list[str] = []
     if line.strip() == BLOCK:
-        lines: list[str] = []
-        while (line := read("| ")).strip() != BLOCK:
-            lines.append(line)
+        while (more := _more(read)) is not None and more.strip() != BLOCK:
+            lines.append(more)
         return "\n".join(lines)
-    lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(read("| "))
-    return "\n".join(lines)
+    while line.endswith("\\"):
+        lines.append(line[:-1])
+        if (more := _more(read)) is None:
+            return "\n".join(lines)
+        line = more
+    return "\n".join([*lines, line])
+
+
+def _more(read: Callable[[str], str]) -> str | None:
+    """The next line of a message that has begun; None where the input ends, which ends the message, too."""
+    try:
+        return read("| ")
+    except EOFError:
+        return None
 
 
 class Talk:
@@ -111,13 +124,15 @@ class Talk:
     def run(self) -> None:
         """Until /quit or the end of the input."""
         for words in self._messages():
-            if words.split()[0] in ("/quit", "/exit"):
+            command = COMMAND.fullmatch(words)
+            # several lines may be code or a path and what follows
+            if command is None or ("\n" in words and command["name"] not in self._commands):
+                # a line that begins with a slash is written with two
+                self._turn(words if "\n" in words else words.removeprefix("/"))
+            elif command["name"] in ("quit", "exit"):
                 return
-            if words.startswith("/") and not words.startswith("//"):
-                self._command(words)
             else:
-                # a message that begins with a slash is written with two
-                self._turn(words.removeprefix("/"))
+                self._command(command["name"], command["rest"])
 
     def _messages(self) -> Iterator[str]:
         while True:
@@ -132,13 +147,12 @@ class Talk:
                 yield words
 
     def _tell(self, line: str) -> None:
-        self._notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        note(self._notes, line)
 
     def _refuse(self, line: str) -> None:
-        self._notes.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        note(self._notes, line, "red")
 
-    def _command(self, words: str) -> None:
-        name, _, rest = words[1:].partition(" ")
+    def _command(self, name: str, rest: str) -> None:
         command = self._commands.get(name)
         if command is None:
             near = difflib.get_close_matches(name, [*self._commands, "quit"], n=1)
@@ -146,7 +160,7 @@ class Talk:
             self._refuse(f"/{name} is no command; {hint} A message that begins with a slash is written with two.")
             return
         try:
-            command(rest.strip())
+            command(rest)
         except ValueError as error:
             self._refuse(str(error))
         except MedusaError as error:
@@ -181,10 +195,14 @@ class Talk:
         return spoken
 
     def _help(self, _: str) -> None:
-        width = max(map(len, HELP))
+        shown = Table.grid(padding=(0, 2, 0, 0))
+        shown.add_column(no_wrap=True)
         for command, meaning in HELP.items():
-            say(self._notes, f"{command:<{width}}  {meaning}")
-        say(self._notes, 'A line that ends in \\ goes on in the next; lines between two of """ are one message.')
+            shown.add_row(command, meaning)
+        self._notes.print(shown, highlight=False)
+        note(
+            self._notes, 'A line that ends in \\ goes on in the next; lines between two of """ are one message.', "none"
+        )
 
     def _reset(self, _: str) -> None:
         self._said, self._last = [], None

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from medusa_core.errors import ConfigurationError
 from server.commands.options import ChatTemplate, Device, Model, Quantize
-from server.commands.shared import given, need_file, one_line_errors, say, watched
+from server.commands.shared import LIBRARY, busy, given, need_file, one_line_errors, say, watched
 
 __all__ = ["train"]
 
@@ -123,8 +123,9 @@ def train(
         if rank is not None and lm_heads != "low-rank":
             raise ConfigurationError(f"--rank is for --lm-heads low-rank, they are {lm_heads}")
         need_file(data, "--data")
-        from medusa_core import BaseOptions, CalibratePlan, JointPlan, TrainPlan
-        from medusa_core import train as run_train
+        with busy(console, LIBRARY):
+            from medusa_core import BaseOptions, CalibratePlan, JointPlan, TrainPlan
+            from medusa_core import train as run_train
 
         chosen = {
             "num_heads": heads,

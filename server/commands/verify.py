@@ -21,7 +21,7 @@ from server.commands.options import (
     Threads,
     Tokens,
 )
-from server.commands.shared import FAILURE, given, need_file, one_line_errors, say, watched
+from server.commands.shared import FAILURE, LIBRARY, busy, given, need_file, one_line_errors, say, watched
 
 __all__ = ["verify"]
 
@@ -61,8 +61,9 @@ def verify(
     with one_line_errors(console):
         if prompts is not None:
             need_file(prompts, "--prompts")
-        from medusa_core import EngineConfig, VerifyPlan, default_prompts
-        from medusa_core import verify as run_verify
+        with busy(console, LIBRARY):
+            from medusa_core import EngineConfig, VerifyPlan, default_prompts
+            from medusa_core import verify as run_verify
 
         prompts = prompts if prompts is not None else default_prompts(model, "--prompts")
         temperatures = tuple(temperature) if temperature else None

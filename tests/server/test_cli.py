@@ -1,3 +1,5 @@
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -57,6 +59,16 @@ def test_no_module_of_the_server_loads_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert shown == "False\n"
+
+
+def test_what_the_terminal_has_no_letter_for_is_shown_as_a_question_mark() -> None:
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--show-settings"]
+    ended = subprocess.run(
+        [*command, "--served-model-name", "ü"], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert re.search(r"served_model_name +\? ", ended.stdout)
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it_alone() -> None:

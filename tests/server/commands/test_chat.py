@@ -109,16 +109,22 @@ def test_a_talk_in_a_terminal_is_coloured_stopped_by_ctrl_c_and_ended_by_ctrl_d(
         # the arrow brings back what was typed last
         terminal.type("\x1b[A\n")
         terminal.wait_for("(?s)2 answers.*> ")
+        # as terminals mark what is pasted: one message, though it has three lines
+        terminal.type("\x1b[200~/usr/bin\n/stats\nhere\x1b[201~\n/stats\n")
+        terminal.wait_for("(?s)3 answers.*> ")
         terminal.type("\x04")
         assert terminal.end() == 0
 
 
 def test_without_a_terminal_the_answers_alone_are_plain_text_on_the_output() -> None:
-    asked = "What does textwrap.dedent do?\n/compare\n"
+    # the first line is no UTF-8
+    asked = "caf\udce9\nWhat does textwrap.dedent do?\n/compare\n"
     ended = subprocess.run(
-        [*CHAT, "--max-tokens", "8"], cwd=ROOT, input=asked, capture_output=True, text=True, timeout=60, check=True
-    )
+        [*CHAT, "--max-tokens", "8"], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, input=asked,
+        capture_output=True, text=True, errors="surrogateescape", timeout=60, check=True,
+    )  # fmt: skip
 
+    assert ended.stderr.startswith("error: the text holds a lone surrogate")
     assert ended.stdout.startswith("```python\ntextwrap.dedent") and ended.stdout.count("```") == 1
     assert "the same text" in ended.stderr
     assert "\x1b" not in ended.stdout + ended.stderr

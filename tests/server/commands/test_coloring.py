@@ -1,8 +1,11 @@
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from medusa_core.errors import PromptTooLong
 from server.commands.coloring import SOURCE_STYLES, Coloring, legend, painted, speak
 from server.commands.spoken import Spelt, Spoken
 from server.schemas.usage import TokenSource
@@ -29,7 +32,7 @@ def test_every_source_has_a_colour() -> None:
 def test_a_model_cannot_command_the_terminal() -> None:
     text = painted([Spelt("\x1b[2J\x9b\r\a ok\n\tgo", "base")], 0, "none").plain
 
-    assert text == "\ufffd[2J\ufffd\ufffd\ufffd ok\n\tgo"
+    assert text == "\ufffd[2J\ufffd\ufffd ok\n\tgo"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -43,3 +46,23 @@ def test_only_a_terminal_gets_colours_and_a_file_gets_the_text_as_it_is(is_termi
         assert "\x1b[36m" in file.getvalue() and "\x07" not in file.getvalue() and "grammar" in file.getvalue()
     else:
         assert file.getvalue() == "a\x07[b]" + "c" * 200 + "\n"
+
+
+def test_what_is_refused_before_its_first_token_leaves_no_empty_line_as_an_answer() -> None:
+    out = Console(file=io.StringIO())
+
+    with pytest.raises(PromptTooLong):
+        speak(out, Spoken(refused(), Letters()), "none")
+    assert out.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def refused() -> Iterator[Any]:
+    raise PromptTooLong(9, 1, 8, "messages")
+    yield
+
+
+def test_a_terminal_without_colours_is_told_of_none() -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+
+    legend(out, "steps")
+    assert out.file.getvalue() == ""  # type: ignore[attr-defined]

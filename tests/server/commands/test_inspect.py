@@ -41,6 +41,14 @@ def test_a_path_is_shown_as_it_is_spelt(tmp_path: Path) -> None:
     assert "[red]/medusa_lm_head.pt" in shown
 
 
+def test_a_config_from_the_hub_cannot_command_the_terminal(tmp_path: Path) -> None:
+    save_heads(tmp_path, random_heads(LM_HEAD, 2), "some/\x1b[2Jbase")
+
+    shown = said(str(tmp_path))
+
+    assert "some/\ufffd[2Jbase" in shown and "\x1b" not in shown
+
+
 def test_shared_lm_heads_have_no_vocabulary_of_their_own(tmp_path: Path) -> None:
     save_heads(tmp_path, random_heads(LM_HEAD, 2), "some/base")
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from medusa_core.errors import ConfigurationError, ModelNotFound
-from server.commands.shared import busy, given, need_file, one_line_errors, say, show_tracebacks, watched
+from server.commands.shared import busy, given, need_file, note, one_line_errors, say, show_tracebacks, watched
 
 
 def test_what_was_not_given_keeps_its_default_and_zero_is_given() -> None:
@@ -70,27 +70,49 @@ def test_a_line_is_said_as_it_stands() -> None:
     assert console.export_text() == "[red]12 answers in /a/long/path\n"
 
 
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "one two \nthree\n"), (False, "one two three\n")])
+def test_a_note_is_broken_between_words_where_somebody_reads_it(is_terminal: bool, shown: str) -> None:
+    console = Console(record=True, width=8, force_terminal=is_terminal, file=io.StringIO(), _environ={"TERM": "xterm"})
+
+    note(console, "one two three")
+
+    assert console.export_text() == shown
+
+
+def test_neither_an_error_nor_a_line_can_command_the_terminal() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, _environ={"TERM": "dumb"})
+
+    say(console, "a\x1b[2J")
+    note(console, "b\x9b2J")
+    with pytest.raises(SystemExit), one_line_errors(console):
+        raise ModelNotFound("c\x1b]0;d\a\r\n")
+
+    assert file.getvalue() == "a\ufffd[2J\nb\ufffd2J\nerror: c\ufffd]0;d\ufffd\n\n"
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_only_a_terminal_is_told_that_something_goes_on(is_terminal: bool) -> None:
-    console = Console(record=True, width=80, force_terminal=is_terminal, file=io.StringIO())
+    console = Console(force_terminal=is_terminal, file=io.StringIO(), _environ={"TERM": "xterm"})
 
     with busy(console, "converting"):
         pass
     assert ("converting" in console.file.getvalue()) == is_terminal  # type: ignore[attr-defined]
 
 
-def test_elsewhere_than_on_a_terminal_each_stage_is_one_line() -> None:
-    console = Console(record=True, width=80, force_terminal=False)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_where_no_bar_can_move_each_stage_is_one_line(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, _environ={"TERM": "dumb"})
 
     with watched(console) as watch:
         for stage, share in (("loading", 0.1), ("loading", 0.9), ("timing", 0.0)):
             watch(stage, share)
 
-    assert console.export_text() == "loading\ntiming\n"
+    assert console.file.getvalue() == "loading\ntiming\n"  # type: ignore[attr-defined]
 
 
 def test_on_a_terminal_the_bar_waits_where_another_is_shown_first(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(force_terminal=True, width=80, stderr=True)
+    console = Console(force_terminal=True, width=80, stderr=True, _environ={"TERM": "xterm"})
 
     with watched(console, at_once=False) as watch:
         print("step 1 of 10", end="\r", file=sys.stderr)  # what a bar does; one that is drawn already would swallow it

@@ -49,8 +49,26 @@ def test_a_message_may_have_several_lines() -> None:
     assert read_message(reader(['"""', "a", "", "/b", '"""'])) == "a\n\n/b"
 
 
+@pytest.mark.parametrize("lines", [['"""', "a", "b"], ["a\\", "b\\"], ["a\\", "b"], ["a\nb"]])
+def test_the_end_of_the_input_ends_a_message_that_has_begun(lines: list[str | type[BaseException]]) -> None:
+    assert read_message(reader(lines)) == "a\nb"
+
+
 def test_a_message_may_begin_with_a_slash_when_it_is_written_twice() -> None:
     assert talk("//etc")[2].asked[0][0][0]["content"] == "/etc"
+
+
+@pytest.mark.parametrize("text", ["// code\nand more", "/usr/bin/env is\na path"])
+def test_several_lines_that_begin_with_a_slash_stand_as_they_are(text: str) -> None:
+    assert talk(text)[2].asked[0][0][0]["content"] == text
+
+
+def test_a_command_may_stand_behind_spaces_and_before_tabs_and_lines() -> None:
+    _, notes, speaker = talk("  /seed\t7 ", "/system be\nbrief", "one", " /quit", "two")
+
+    assert "seed: 7" in notes
+    assert [message["content"] for message in speaker.asked[0][0]] == ["be\nbrief", "one"]
+    assert len(speaker.asked) == 1
 
 
 def test_the_system_text_stands_first_and_survives_a_reset() -> None:
@@ -80,6 +98,7 @@ def test_temperature_seed_and_trees_are_chosen_from_the_next_answer_on() -> None
         ("/tree up", "/tree takes on or off"),
         ("/stat", "did you mean /stats?"),
         ("/xyz", "/help tells"),
+        ("/", "/ is no command"),
         ("/compare", "ask one first"),
         ("/stats", "nothing was answered"),
         ("/save", "the name of a file"),
