@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.faults.clients import Seen, alone, differences, drive
 from tests.faults.live import Server, open_files, resident_mib, serving, threads
-from tests.faults.traffic import Ask, Mix, Seen, alone, differences, drive, one_ask
+from tests.faults.traffic import Ask, Mix, one_ask
 
 MIX = Mix(leaving=0.4, wrong=0.05, unique=True)
 PERIOD_S = 60.0

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.clients import Seen, alone, differences, drive
 from tests.faults.live import Server, grown, serving
-from tests.faults.traffic import CHAT, Mix, Seen, alone, asks, differences, drive
+from tests.faults.traffic import CHAT, Mix, asks
 
 SEED, REQUESTS, CLIENTS, QUEUE = 6, 500, 32, 16
 # some of those that leave are answered before they do

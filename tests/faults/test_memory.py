@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.clients import drive
 from tests.faults.live import Server, open_files, resident_mib, serving, threads
-from tests.faults.traffic import COMPLETIONS, Mix, asks, drive
+from tests.faults.traffic import COMPLETIONS, Mix, asks
 from tests.server.running import MODEL, running
 
 SEED, WARM_UP, REQUESTS, CLIENTS = 11, 1000, 2000, 8
