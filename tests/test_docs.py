@@ -96,6 +96,8 @@ DEFAULTS = {
     "--joint-rate": JointPlan.learning_rate,
     "--heads-weight": JointPlan.heads_weight,
     "--adapter-rank": JointPlan.adapter_rank,
+    "--max-perplexity-percent": JointPlan.max_perplexity_percent,
+    "--seed": TrainPlan.seed,
 }
 
 
