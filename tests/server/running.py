@@ -25,6 +25,8 @@ from tests.server import fake_engine
 from tests.tiny_tokenizers import save_byte_level
 
 MODEL = "tiny"
+# Only what hangs takes so long, on the slowest machine.
+TIMEOUT_S = 100.0
 ENDLESS = {"model": MODEL, "prompt": "Hello world", "seed": fake_engine.ENDLESS, "max_tokens": 380}
 
 
@@ -35,25 +37,25 @@ class Running:
     loop: asyncio.AbstractEventLoop
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=TIMEOUT_S)
 
     def async_openai(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=20)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="x", max_retries=0, timeout=TIMEOUT_S)
 
     def post(self, path: str, body: Any, **arguments: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=20, **arguments)
+        return httpx.post(f"{self.url}{path}", json=body, timeout=TIMEOUT_S, **arguments)
 
     def get(self, path: str, **arguments: Any) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=20, **arguments)
+        return httpx.get(f"{self.url}{path}", timeout=TIMEOUT_S, **arguments)
 
     def head(self, path: str) -> httpx.Response:
-        return httpx.head(f"{self.url}{path}", timeout=20)
+        return httpx.head(f"{self.url}{path}", timeout=TIMEOUT_S)
 
     @contextmanager
     def busy(self) -> Iterator[Iterator[str]]:
         """Keep the worker busy with a stream, whose lines are yielded, until the client leaves at the end."""
         body = {**ENDLESS, "stream": True}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=20) as response:
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=TIMEOUT_S) as response:
             lines = response.iter_lines()
             next(lines)
             yield lines

@@ -1,8 +1,6 @@
-"""The real engine behind the real server: a tiny random model, and the demo model where it is shipped."""
+"""The real engine behind the real server, with a tiny random model."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +8,22 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from medusa_core.checkpoints import save_heads
+from medusa_core.errors import MedusaError
 from medusa_core.text import TextCodec
 from server.cli import create_cli
 from server.worker.client import ENGINE_FACTORY
+from server.worker.core_engine import load_engine
 from tests.cast import random_heads
 from tests.medusa_core.test_adapters import save_lora
 from tests.server.running import MODEL, Running, running
+from tests.server.worker_info import LOAD
 from tests.tiny_tokenizers import save_byte_level
 
-ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "medusa_core" / "demo" / "checkpoint"
 PROMPT = "def dedent(text):"
 
 
@@ -62,9 +62,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path) -> Iterator[Running]:
-    with running(checkpoint, ENGINE_FACTORY, heads=str(checkpoint / "heads"), tree_nodes=8, threads=1) as server:
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint, whose heads bring an adapter for the base."""
+    base = save_tiny_checkpoint(tmp_path_factory.mktemp("adapted"))
+    save_lora(tiny_llama(300, eos=1), base / "heads" / "adapter", ["q_proj", "v_proj"])
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(adapted: Path) -> Iterator[Running]:
+    heads = str(adapted / "heads")
+    with running(adapted, ENGINE_FACTORY, heads=heads, adapter=False, tree_nodes=8, threads=1) as server:
         assert server.worker.state.phase == "ready", server.worker.state.detail
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bare(adapted: Path) -> Iterator[Running]:
+    """A server with the adapter, and without what else is on by default and can be left out; a test looks at each."""
+    without: dict[str, Any] = {"prefix_cache": 0, "prompt_lookup": False, "recycling": False}
+    with running(adapted, ENGINE_FACTORY, tree_nodes=8, threads=1, **without) as server:
         yield server
 
 
@@ -195,7 +212,7 @@ def test_the_second_turn_finds_its_history_in_the_cache(server: Running) -> None
     assert prompt_tokens < longer["usage"]["prompt_tokens_details"]["cached_tokens"] < longer["usage"]["prompt_tokens"]
 
 
-def test_without_a_prefix_cache_another_conversation_displaces_the_last(server: Running, checkpoint: Path) -> None:
+def test_without_a_prefix_cache_another_conversation_displaces_the_last(server: Running, bare: Running) -> None:
     def cached(asked: Running) -> list[int]:
         answers = [complete(asked, prompt=PROMPT * times, max_tokens=20) for times in (6, 6)]
         complete(asked, prompt="something else " * 6, max_tokens=20)
@@ -203,8 +220,7 @@ def test_without_a_prefix_cache_another_conversation_displaces_the_last(server: 
         assert len({str(answer["choices"]) for answer in answers}) == 1
         return [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers[1:]]
 
-    with running(checkpoint, ENGINE_FACTORY, prefix_cache=0, tree_nodes=8, threads=1) as without:
-        again, later = cached(without)
+    again, later = cached(bare)
     assert again > 0 and later == 0
     assert cached(server) == [again, again]
 
@@ -239,18 +255,19 @@ def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
     ],
 )
 def test_what_the_engine_refuses_is_told(checkpoint: Path, options: dict[str, Any], named: str) -> None:
-    with running(checkpoint, ENGINE_FACTORY, **options) as server:
-        assert server.worker.state.phase == "failed"
-        assert named in server.worker.state.detail
-        assert "\n" not in server.worker.state.detail
+    with pytest.raises(MedusaError) as refused:
+        load_engine(replace(LOAD, model=str(checkpoint), num_threads=1, **options), lambda stage, share: None)
+
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_generate_prints_the_text_and_its_tokens_per_step(checkpoint: Path) -> None:
-    code = "from server.cli import main; main()"
     words = ["generate", PROMPT, "--raw", "--max-tokens", "30", "--temperature", "0", "--threads", "1"]
     words += ["--model", str(checkpoint), "--heads", str(checkpoint / "heads"), "--tree-nodes", "8"]
-    ended = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = CliRunner().invoke(create_cli(), words)
 
+    assert ended.exit_code == 0, ended.output
     assert ended.stdout.strip() != ""
     assert "[30 tokens, " in ended.stderr
     assert "tokens per step" in ended.stderr
@@ -276,14 +293,8 @@ def test_heads_are_a_distill_and_a_train_away(checkpoint: Path, tmp_path: Path) 
     )
 
 
-def test_clients_can_tell_an_adapter_from_the_untouched_base(tmp_path: Path) -> None:
-    base = save_tiny_checkpoint(tmp_path / "tiny")
-    save_lora(tiny_llama(300, eos=1), base / "heads" / "adapter", ["q_proj", "v_proj"])
-    found = []
-    for adapter in (True, False):
-        with running(base, ENGINE_FACTORY, adapter=adapter, tree_nodes=8, threads=1) as server:
-            listed = server.get("/v1/models").json()["data"][0]
-            found.append((listed["adapter"], complete(server)))
+def test_clients_can_tell_an_adapter_from_the_untouched_base(server: Running, bare: Running) -> None:
+    found = [(each.get("/v1/models").json()["data"][0]["adapter"], complete(each)) for each in (bare, server)]
 
     (merged, adapted), (left_out, untouched) = found
     assert (merged, left_out) == (True, False)
@@ -292,29 +303,5 @@ def test_clients_can_tell_an_adapter_from_the_untouched_base(tmp_path: Path) -> 
     assert untouched["speculation"]["drafted"] > 0
 
 
-def test_trees_can_be_left_to_the_heads(checkpoint: Path) -> None:
-    with running(checkpoint, ENGINE_FACTORY, prompt_lookup=False, recycling=False, tree_nodes=8, threads=1) as server:
-        assert complete(server)["speculation"]["by_source"].keys() == {"heads"}
-
-
-@pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the demo checkpoint is not shipped in this tree")
-def test_the_demo_model_answers_through_the_server(tmp_path: Path) -> None:
-    question: Any = [{"role": "user", "content": "What does textwrap.dedent do?"}]
-    options = {"served_model_name": "demo", "threads": 1, "tree_nodes": 8}
-    with running(DEMO, ENGINE_FACTORY, **options) as server, server.openai() as client:
-        watched = {"speculation": {"detail": True}}
-        whole = client.chat.completions.create(model="demo", messages=question, extra_body=watched)
-        chunks = list(client.chat.completions.create(model="demo", messages=question, stream=True))
-
-    text = whole.choices[0].message.content
-    assert text is not None
-    assert "whitespace" in text
-    assert whole.choices[0].finish_reason == "stop"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
-    assert whole.model_extra is not None
-    stats = whole.model_extra["speculation"]
-    assert stats["tokens_per_step"] > 1.5
-    assert {"id", "text", "parent", "depth", "source", "rank", "probability"} == set(stats["detail"][1]["tree"][0])
-    assert all(token["source"] == "heads" for token in stats["detail"][1]["tokens"][:-1])
-    told = [token["text"] for record in stats["detail"] for token in record["tokens"][: record["delivered"]]]
-    assert "".join(told) == text
+def test_trees_can_be_left_to_the_heads(bare: Running) -> None:
+    assert complete(bare)["speculation"]["by_source"].keys() == {"heads"}

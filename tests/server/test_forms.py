@@ -1,4 +1,4 @@
-"""Forms, forced calls and predictions through the real engine: with speculation and without, streamed and whole."""
+"""The demo model through the real server: forms, forced calls, predictions; with speculation and without."""
 
 import json
 import re
@@ -303,3 +303,22 @@ def test_a_schema_that_would_overflow_the_stack_is_refused_and_the_server_lives(
 
     assert refused.status_code == 400
     assert ask(server, max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_a_plain_question_is_answered_whole_and_streamed_and_its_steps_are_shown(client: OpenAI) -> None:
+    watched = {"speculation": {"detail": True}}
+    whole = client.chat.completions.create(model="demo", messages=QUESTION, extra_body=watched)
+    chunks = list(client.chat.completions.create(model="demo", messages=QUESTION, stream=True))
+
+    text = whole.choices[0].message.content
+    assert text is not None
+    assert "whitespace" in text
+    assert whole.choices[0].finish_reason == "stop"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert whole.model_extra is not None
+    stats = whole.model_extra["speculation"]
+    assert stats["tokens_per_step"] > 1.5
+    assert {"id", "text", "parent", "depth", "source", "rank", "probability"} == set(stats["detail"][1]["tree"][0])
+    assert all(token["source"] == "heads" for token in stats["detail"][1]["tokens"][:-1])
+    told = [token["text"] for record in stats["detail"] for token in record["tokens"][: record["delivered"]]]
+    assert "".join(told) == text
