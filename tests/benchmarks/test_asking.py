@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,29 @@ def test_our_server_tells_of_its_steps_and_how_long_they_took(folder: Path) -> N
     assert 0.0 < plain.computed_s < plain.worker_s < plain.last_s
 
 
-def test_a_server_that_remembers_prompts_is_refused(folder: Path) -> None:
-    with running(folder, ENGINE_FACTORY, tree_nodes=8, threads=1, prefix_cache=8) as server:
-        peer = MedusaPeer(int(server.url.rpartition(":")[2]), MODEL, {"mode": "tree"})
-        prompt = Prompt(1, "text", tuple(range(2, 100)))
+class Remembering(BaseHTTPRequestHandler):
+    """A server that says of every answer that rows of its prompt were in the cache."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+        self.wfile.write(b'data: {"usage": {"prompt_tokens_details": {"cached_tokens": 64}}}\n\n')
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def test_a_server_that_remembers_prompts_is_refused() -> None:
+    with HTTPServer(("127.0.0.1", 0), Remembering) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
         with pytest.raises(EngineError, match="prefix cache"):
-            for _ in range(2):
-                peer.ask(prompt, GREEDY, 2)
+            MedusaPeer(server.server_port, MODEL, {"mode": "tree"}).ask(PROMPT, GREEDY, 2)
+        server.shutdown()
+        thread.join()
 
 
 def test_the_engine_alone_is_timed_as_a_client_would(codec: TextCodec) -> None:
