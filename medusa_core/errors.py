@@ -118,9 +118,8 @@ class QueueFull(Overloaded):
     """As many requests wait as the queue may hold."""
 
     def __init__(self, queue_size: int, retry_after_s: int) -> None:
-        super().__init__(
-            f"the queue is full, {queue_size} requests are waiting already; retry in {retry_after_s} s", retry_after_s
-        )
+        waiting = f"{queue_size} requests are waiting already" if queue_size > 0 else "one runs and none may wait"
+        super().__init__(f"the queue is full, {waiting}; retry in {retry_after_s} s", retry_after_s)
 
 
 class QueueTimeout(Overloaded):

@@ -61,8 +61,10 @@ class TextCodec:
         self._text_tokens = frozenset(number for number, token in added.items() if not token.special)
 
     @classmethod
-    def load(cls, model: str, chat_template_file: Path | None = None) -> "TextCodec":
+    def load(cls, model: str, chat_template_file: Path | None = None, name: str | None = None) -> "TextCodec":
         """Read the tokenizer of a folder, a hub id or `demo`; the template file goes before the model's own.
+
+        name: what the model is called in errors, for those who are not to know where it is; None is `model`.
 
         Raises ModelNotFound, CheckpointError for tokenizer files that cannot be read, and ConfigurationError for a
         template file that is missing or is not a template.
@@ -70,14 +72,14 @@ class TextCodec:
         folder = tokenizer_folder(model)
         tokenizer = load_tokenizer(folder, model)
         if chat_template_file is None:
-            return cls(model, tokenizer, own_template(tokenizer, folder, model))
+            return cls(name if name is not None else model, tokenizer, own_template(tokenizer, folder, model))
         try:
             template = chat_template_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(
                 f"the chat template {str(chat_template_file)!r} cannot be read: {error}"
             ) from error
-        codec = cls(model, tokenizer, template)
+        codec = cls(name if name is not None else model, tokenizer, template)
         codec._check_syntax(chat_template_file)
         return codec
 

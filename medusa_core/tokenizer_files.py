@@ -16,6 +16,8 @@ from medusa_core.errors import CheckpointError, ModelNotFound
 
 __all__ = ["load_tokenizer", "own_template", "tokenizer_folder"]
 
+# Of what the hub says; an address and a request id fit.
+MAX_REASON = 300
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "chat_template*", "config.json")
 
 # Tokenizers that can be built from a sentencepiece model alone, by the class their checkpoint names. The models behind
@@ -37,8 +39,11 @@ def tokenizer_folder(model: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelNotFound(f"no tokenizer at {model!r}: {reason}; give a folder or a hub id") from error
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise ModelNotFound(
+            f"the model {model!r} is no folder here, and the hub does not have it or cannot be asked ({reason}); "
+            "check the name, or give a folder or a hub id such as 'owner/name'"
+        ) from error
 
 
 def load_tokenizer(folder: Path, model: str) -> PreTrainedTokenizerFast:

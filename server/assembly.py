@@ -39,7 +39,7 @@ def assemble(settings: Settings, factory: str) -> Assembly:
     Raises what TextCodec.load and create_tracing raise.
     """
     tracing = create_tracing(settings.otlp_endpoint, os.environ)
-    codec = TextCodec.load(settings.model, settings.chat_template)
+    codec = TextCodec.load(settings.model, settings.chat_template, settings.served_name)
     metrics = Metrics(settings.served_name, settings.queue_size)
     worker = create_worker(settings, metrics, factory)
     return Assembly(create_app(settings, worker, codec, metrics, tracing), worker, codec, metrics)

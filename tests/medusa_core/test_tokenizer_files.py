@@ -48,6 +48,17 @@ def test_a_name_that_is_no_folder_and_no_hub_id_is_not_found(name: str) -> None:
         TextCodec.load(name)
 
 
+def test_a_model_that_the_hub_does_not_give_is_named_with_what_the_hub_says(tmp_path: Path) -> None:
+    program = "from medusa_core.text import TextCodec; TextCodec.load('someone/nothing')"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+
+    said = ran.stderr.splitlines()[-1]
+    assert "ModelNotFound: the model 'someone/nothing' is no folder here, and the hub does not have it" in said
+    assert "check the name, or give a folder or a hub id" in said
+
+
 @pytest.mark.parametrize(("name", "revision"), [("someone/some-model@older", "older"), ("someone/some-model", "main")])
 def test_a_hub_id_is_read_from_the_cache_at_its_revision_without_a_network(
     tmp_path: Path, name: str, revision: str

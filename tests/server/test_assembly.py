@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from medusa_core.errors import CheckpointError
+from medusa_core.errors import CheckpointError, MissingChatTemplate
 from server.assembly import assemble
 from server.settings import Settings
 from tests.server import fake_engine
@@ -24,6 +24,14 @@ def test_a_server_is_put_together_from_its_settings_alone_and_starts_with_its_li
     assert health.status_code == 200
     assert 'medusa_queue_capacity{model_name="tiny"} 3.0' in metrics.text
     assert assembly.codec.has_chat_template
+
+
+def test_clients_are_told_the_served_name_of_a_model_without_a_template_and_not_its_path(tmp_path: Path) -> None:
+    save_byte_level(tmp_path, chat_template=None)
+    codec = assemble(Settings(model=str(tmp_path), served_model_name="tiny"), fake_engine.FACTORY).codec
+
+    with pytest.raises(MissingChatTemplate, match="the model 'tiny' has no chat template"):
+        codec.encode_chat([{"role": "user", "content": "Hello"}])
 
 
 def test_a_folder_without_a_tokenizer_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ def test_overload_says_when_to_come_back() -> None:
     assert error_response(errors.QueueTimeout(2.5, 7)).headers["retry-after"] == "7"
 
 
+def test_a_queue_without_places_does_not_count_who_waits() -> None:
+    assert str(errors.QueueFull(0, 7)) == "the queue is full, one runs and none may wait; retry in 7 s"
+
+
 def test_what_would_fail_again_is_not_to_be_tried_again() -> None:
     assert error_response(errors.RequestTimeout(2.5)).headers["x-should-retry"] == "false"
     assert error_response(errors.OutOfMemory("x")).headers["x-should-retry"] == "false"
