@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from medusa_core.adapters import find_adapter, merge_adapter
 from medusa_core.calibration import CALIBRATION_FILE, Calibration, LatencyCurve
@@ -243,6 +244,7 @@ def _own_answers(config: EngineConfig, prompts: Sequence[Prompt], max_tokens: in
 def _judge(config: EngineConfig, source: str, examples: Sequence[Example], plan: CalibratePlan) -> Calibration:
     """Accuracies and temperatures, on the weights that are served."""
     device = choose_device(config.device)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # whoever watches shows a bar already
     base = FrozenBase.load(config.model, device, config.quantize)
     adapter = find_adapter(source) if config.adapter else None
     if adapter is not None:

@@ -32,6 +32,9 @@ __all__ = [
 
 USAGE_ERROR, FAILURE = 2, 1
 
+# A bar that is full stops its clock, though another stage may follow.
+NEARLY_ALL = 0.999
+
 # What a command is busy with before it knows anything else: torch alone takes seconds.
 LIBRARY = "loading the library"
 
@@ -133,7 +136,7 @@ def watched(console: Console, at_once: bool = True) -> Iterator[Callable[[str, f
 
         def watch(stage: str, share: float) -> None:
             progress.start()
-            progress.update(task, description=stage, completed=share)
+            progress.update(task, description=stage, completed=min(share, NEARLY_ALL))
             if not console.is_interactive and stage not in shown[-1:]:
                 shown.append(stage)
                 say(console, stage)

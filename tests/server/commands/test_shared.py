@@ -1,4 +1,5 @@
 import io
+import re
 import subprocess
 import sys
 from contextvars import copy_context
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from medusa_core.errors import ConfigurationError, ModelNotFound
 from server.commands.shared import busy, given, need_file, note, one_line_errors, say, show_tracebacks, watched
@@ -109,6 +111,17 @@ def test_where_no_bar_can_move_each_stage_is_one_line(is_terminal: bool) -> None
             watch(stage, share)
 
     assert console.file.getvalue() == "loading\ntiming\n"  # type: ignore[attr-defined]
+
+
+def test_a_stage_that_is_done_does_not_stop_the_bar() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
+
+    with watched(console) as watch:
+        for stage, share in (("loading", 1.0), ("timing", 0.5)):
+            watch(stage, share)
+
+    shown = Text.from_ansi(console.file.getvalue().replace("\x1b[2K", "\n")).plain  # type: ignore[attr-defined]
+    assert re.search(r"[\u2801-\u28ff] timing", shown)
 
 
 def test_on_a_terminal_the_bar_waits_where_another_is_shown_first(capsys: pytest.CaptureFixture[str]) -> None:
