@@ -1,9 +1,11 @@
 """The `medusa` program: its commands by name. Each answers --help without loading a model library."""
 
+import os
+import shutil
 import sys
 from importlib import metadata
 from io import TextIOWrapper
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -27,6 +29,9 @@ __all__ = ["create_cli", "main"]
 
 # In the order in which --help lists them.
 COMMANDS = (serve, chat, generate, distill, train, calibrate, bench, verify, convert, inspect, doctor)
+
+# Columns of a terminal from which on help is shown as a table.
+LEAST_COLUMNS = 80
 
 # What is shown behind the options of each.
 EXAMPLES = {
@@ -81,25 +86,31 @@ def _medusa(
 
 def create_cli() -> typer.Typer:
     """The commands by name."""
-    cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    # side by side with their meaning, the longest options need this much; narrower, their names were cut
+    style: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= LEAST_COLUMNS else None
+    cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=style)
     cli.callback()(_medusa)
     for command in COMMANDS:
         # each in a paragraph of its own, as lines of one are joined
         shown = "\n\n".join(["Examples:", *EXAMPLES[command.__name__]])
-        cli.command(command.__name__, epilog=shown)(command)
+        # the source breaks lines where no terminal needs to
+        paragraphs = [" ".join(lines.split()) for lines in str(command.__doc__).split("\n\n")]
+        cli.command(command.__name__, help="\n\n".join(paragraphs), epilog=shown)(command)
     return cli
 
 
 def _tolerate_other_encodings(typed: TextIO, shown: TextIO) -> None:
     """Let what is no text be refused where it is used, and show what a terminal has no character for as `?`."""
     for stream, errors in ((typed, "surrogateescape"), (shown, "replace")):
-        if isinstance(stream, TextIOWrapper):  # not where the program was started without
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)
 
 
 def main() -> None:
     """Entry point of the `medusa` script."""
     sys.excepthook = tell_unexpected
+    if sys.stdin is None:  # closed by whoever started the program
+        sys.stdin = open(os.devnull, encoding="utf-8")
     _tolerate_other_encodings(sys.stdin, sys.stdout)
     # not the Typer itself, which would put a hook of its own in place of ours
     get_command(create_cli())(prog_name="medusa")

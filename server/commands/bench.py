@@ -114,30 +114,33 @@ def _table(report: Any) -> Table:
         f"answers that are not {report.reference}'s",
         title_justify="left",
         caption_justify="left",
-        box=SIMPLE_HEAD,  # so that it fits into 80 columns
-        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,  # so that it fits into 60 columns
+        padding=0,
     )
     has_generate = any(result.over_generate is not None for result in report.peers)
     columns = ("tokens per second", "tokens per step", "accepted", "ms per step", "overhead", "by plain")
-    table.add_column("", no_wrap=True)
-    for name in (*columns, *(["by generate"] if has_generate else []), "identity", "differing"):
-        table.add_column(name, justify="right", overflow="fold")
     best = max(report.peers, key=lambda result: result.tokens_per_second.median)
-    for result in report.peers:
-        figures = (
-            result.tokens_per_step,
-            result.acceptance_length,
-            result.step_ms,
-            result.overhead,
-            result.over_plain,
-            *([result.over_generate] if has_generate else []),
-            result.identity,
-        )
-        table.add_row(
-            result.peer,
-            f"{result.tokens_per_second.median:.1f}",
-            *("-" if value is None else f"{value:.2f}" for value in figures),
-            str(result.differing),
-            style="bold green" if result is best else None,
-        )
+    rows = [_figures(result, has_generate) for result in report.peers]
+    table.add_column("", no_wrap=True)
+    for index, name in enumerate((*columns, *(["by generate"] if has_generate else []), "identity", "differing")):
+        # words may be broken where the terminal is narrow, numbers may not
+        widest = max(len(row[index]) for row in rows)
+        table.add_column(name, justify="right", overflow="fold", min_width=widest)
+    for result, row in zip(report.peers, rows, strict=True):
+        table.add_row(result.peer, *row, style="bold green" if result is best else None)
     return table
+
+
+def _figures(result: Any, has_generate: bool) -> list[str]:
+    """A peer's numbers in the order of the columns."""
+    figures = (
+        result.tokens_per_step,
+        result.acceptance_length,
+        result.step_ms,
+        result.overhead,
+        result.over_plain,
+        *([result.over_generate] if has_generate else []),
+        result.identity,
+    )
+    shown = ["-" if value is None else f"{value:.2f}" for value in figures]
+    return [f"{result.tokens_per_second.median:.1f}", *shown, str(result.differing)]

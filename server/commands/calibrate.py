@@ -108,7 +108,7 @@ def _accuracy_table(calibration: Any) -> Table:
     """How often the heads are right."""
     table = Table(title="How often the true token is among a head's guesses", title_justify="left")
     for name in ("head", "first", "first 5", "first 10", "positions", "temperature"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for head, shares in enumerate(calibration.accuracies):
         within = [f"{100 * sum(shares[:ranks]):.1f} %" for ranks in (1, 5, 10)]
         temperature = f"{calibration.temperatures[head]:.2f}"
@@ -126,7 +126,7 @@ def _size_table(found: Any) -> Table:
         caption_justify="left",
     )
     for name in ("nodes N", "tokens per step", "static tree, expected", "ms per step", "overhead", "speed"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for nodes in sorted(seconds):
         table.add_row(
             str(nodes),

@@ -39,7 +39,10 @@ Model = Annotated[str, typer.Option(help="Hugging Face id or folder of the base 
 Heads = Annotated[str | None, typer.Option(help="id, folder or file of the draft heads; left out: inside the model")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
-Quantize = Annotated[Quantization, typer.Option(help="hold the base's weights in few bits")]
+Quantize = Annotated[
+    Quantization,
+    typer.Option(metavar="<name>", help="hold the base's weights in few bits: none, int8, int4, fp8, bnb8 or bnb4"),
+]
 Adapter = Annotated[bool, typer.Option(help="merge the adapter that stands beside the heads, if one does")]
 MaxContext = Annotated[int | None, typer.Option(min=1, help="tokens of prompt and answer together")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; left out: all cores but one")]

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from medusa_core.errors import MedusaError
+from medusa_core.errors import MedusaError, PromptTooLong
 from server.commands.coloring import Coloring, speak
 from server.commands.local_model import Choices, stoppable
 from server.commands.shared import busy, note, say
@@ -181,6 +181,8 @@ class Talk:
         except MedusaError as error:
             self._said.pop()
             self._refuse(f"error: {error}")
+            if isinstance(error, PromptTooLong) and self._said:
+                self._tell("/reset forgets what was said before and makes room")
             return
         took = spoken.took
         self._said.append({"role": "assistant", "content": spoken.text})

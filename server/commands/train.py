@@ -15,6 +15,7 @@ from server.commands.shared import LIBRARY, busy, given, need_file, one_line_err
 __all__ = ["train"]
 
 DEFAULT_RANK = 64
+JOINT = "With --recipe medusa2"
 # Heads that were changed less often than this have hardly begun to learn.
 FEW_STEPS = 100
 # What the fields of the joint plan are called here.
@@ -60,28 +61,46 @@ def train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="end after so many measurements without progress, with the best heads")
     ] = None,
-    joint_epochs: Annotated[int | None, typer.Option(min=1, help="medusa2: passes of the second stage, 1")] = None,
+    joint_epochs: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=JOINT, help="passes of the second stage, 1")
+    ] = None,
     joint_rate: Annotated[
         float | None,
-        typer.Option(min=0, help="medusa2: learning rate, 5e-4; the heads learn 4 times as fast"),
+        typer.Option(
+            min=0, metavar="<float>", rich_help_panel=JOINT, help="learning rate, 5e-4; the heads learn 4 times as fast"
+        ),
     ] = None,
     heads_weight: Annotated[
-        float | None, typer.Option(min=0, help="medusa2: of the heads' loss against the base's own, 0.2")
+        float | None,
+        typer.Option(
+            min=0, metavar="<float>", rich_help_panel=JOINT, help="of the heads' loss against the base's own, 0.2"
+        ),
     ] = None,
-    ramp: Annotated[bool, typer.Option("--ramp", help="medusa2: let that weight rise from 0, along a sine")] = False,
+    ramp: Annotated[
+        bool, typer.Option("--ramp", rich_help_panel=JOINT, help="let that weight rise from 0, along a sine")
+    ] = False,
     one_stage: Annotated[
-        bool, typer.Option("--one-stage", help="medusa2: train base and heads together from the start")
+        bool, typer.Option("--one-stage", rich_help_panel=JOINT, help="train base and heads together from the start")
     ] = False,
     on_data: Annotated[
-        bool, typer.Option("--on-data", help="medusa2: hold the base to the data, not to what it said before")
+        bool,
+        typer.Option("--on-data", rich_help_panel=JOINT, help="hold the base to the data, not to what it said before"),
     ] = False,
-    adapter_rank: Annotated[int | None, typer.Option(min=1, help="medusa2: of the LoRA adapter, 32 by default")] = None,
+    adapter_rank: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=JOINT, help="of the LoRA adapter, 32 by default")
+    ] = None,
     max_perplexity_percent: Annotated[
         float | None,
-        typer.Option(help="medusa2: by how much held-out perplexity may rise before nothing is written, 1 by default"),
+        typer.Option(
+            rich_help_panel=JOINT,
+            help="by how much held-out perplexity may rise before nothing is written, 1 by default",
+        ),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="medusa2: write a whole model, not heads with an adapter beside them")
+        bool,
+        typer.Option(
+            "--merge", rich_help_panel=JOINT, help="write a whole model, not heads with an adapter beside them"
+        ),
     ] = False,
     measure: Annotated[
         bool, typer.Option(help="when the heads are there, measure tokens per step and step times on this machine")

@@ -90,6 +90,21 @@ def test_a_shell_may_complete_commands_and_options(shell: str) -> None:
     assert completed.output.split() == ["chat"]
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_no_option_is_cut_however_narrow_the_terminal_is(columns: str) -> None:
+    code = (
+        "from typer.testing import CliRunner; from server.cli import COMMANDS, create_cli\n"
+        "for command in COMMANDS: print(CliRunner().invoke(create_cli(), [command.__name__, '--help']).output)"
+    )
+    environment = {**os.environ, "COLUMNS": columns, "PYTHONIOENCODING": "utf-8"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert "--max-perplexity-percent" in shown
+    assert re.findall(r"--\S*\u2026", shown) == []
+
+
 @pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
 def test_every_command_shows_examples_that_it_understands(command: str) -> None:
     shown = CliRunner().invoke(create_cli(), [command, "--help"], env={"COLUMNS": "200"}).output

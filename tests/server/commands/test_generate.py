@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +38,12 @@ def test_the_prompt_may_come_from_the_input_and_the_answer_as_json() -> None:
     assert sum(told["by_source"].values()) == 6
 
 
-def test_an_empty_input_is_no_prompt() -> None:
-    ended = medusa("generate", "-")
+@pytest.mark.parametrize("closed", ["", " <&-"])
+def test_an_empty_input_is_no_prompt_nor_is_a_closed_one(closed: str) -> None:
+    command = shlex.join([sys.executable, "-c", "from server.cli import main; main()", "generate", "-"])
+    ended = subprocess.run(
+        command + closed, shell=True, cwd=ROOT, input="", capture_output=True, text=True, check=False
+    )
 
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: the prompt - stands for the input, which is empty")

@@ -1,13 +1,15 @@
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from medusa_core.errors import PromptTooLong
 from server.commands.local_model import Choices
+from server.commands.spoken import Spoken
 from server.commands.talk import HELP, Talk, read_message
 from tests.server.commands.speaking import Echoing
 
@@ -157,7 +159,23 @@ def test_a_refused_question_is_no_part_of_the_conversation() -> None:
     _, notes, speaker = talk("long", "long", speaker=Echoing(fails=PromptTooLong(9, 1, 8, "messages")))
 
     assert notes.count("error: ") == 2
+    assert "/reset" not in notes
     assert len(speaker.asked[1][0]) == 1
+
+
+def test_a_conversation_that_fills_the_context_is_told_how_to_begin_anew() -> None:
+    class Forgetful(Echoing):
+        def reply(
+            self, messages: Sequence[Mapping[str, Any]], choices: Choices, should_stop: Callable[[], bool]
+        ) -> Spoken:
+            if len(messages) > 1:
+                raise PromptTooLong(9, 1, 8, "messages")
+            return super().reply(messages, choices, should_stop)
+
+    answers, notes, _ = talk("one", "two", "/reset", "three", speaker=Forgetful())
+
+    assert "/reset forgets" in notes
+    assert answers == "ONE\nTHREE\n"
 
 
 def test_an_interrupt_at_the_prompt_ends_nothing_and_quit_does() -> None:
