@@ -22,6 +22,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 # Asked every few seconds by programs, while a model loads in vain; what changes is told by who changes it.
 PROBES = frozenset({"/health", "/ready", "/metrics"})
+# A browser asks for twenty of them behind each look at the page, which is told.
+PARTS = "/playground/{name}"
 
 logger = logging.getLogger("medusa.access")
 
@@ -42,7 +44,7 @@ def _generation_fields(generated: Generated) -> dict[str, str | int | float | No
 
 def _level(route: str, status: int, error: str | None) -> int:
     """How much an exchange is news."""
-    if route in PROBES and status in (200, 503):
+    if (route in PROBES and status in (200, 503)) or (route == PARTS and status in (200, 304)):
         return logging.DEBUG
     return logging.WARNING if status >= 500 or (status < 400 and error is not None) else logging.INFO
 

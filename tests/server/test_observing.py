@@ -86,6 +86,13 @@ def test_probes_are_told_only_to_who_looks_for_a_fault(server: Running, caplog: 
     assert [line.levelname for line in lines(caplog, 4)] == ["DEBUG"] * 3 + ["INFO"]
 
 
+def test_the_page_is_told_of_and_not_every_part_of_it(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("/", "/playground/page.js", "/playground/none.js"):
+        server.get(path)
+
+    assert [line.levelname for line in lines(caplog, 3)] == ["INFO", "DEBUG", "INFO"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "error", "level"),
     [
