@@ -179,7 +179,7 @@ def _validation_message(error: RequestValidationError) -> tuple[str, str | None]
     if first["type"] == "json_invalid":
         return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
     if not location:
-        return f"the body must be a JSON object sent with Content-Type: application/json ({first['msg']})", None
+        return "the body must be a JSON object, sent with Content-Type: application/json", None
     if first["type"] == "extra_forbidden":
         return f"{_field(location)}: there is no such field; GET /docs lists those there are", _field(location)
     # what a validator of ours raised comes back with this prefix
