@@ -65,9 +65,9 @@ export class Api {
    * @returns {Promise<Response>}
    */
   async #ask(path, options) {
+    const headers = new Headers(options.headers);
     // not Authorization: that one may be a proxy's
-    const key = this.#key === "" ? {} : { "x-api-key": this.#key };
-    const headers = { ...key, ...options.headers };
+    if (this.#key !== "") headers.set("x-api-key", this.#key);
     let response;
     try {
       response = await fetch(new URL(path, document.baseURI), { ...options, headers, cache: "no-store" });

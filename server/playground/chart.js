@@ -30,7 +30,6 @@ export class StripChart {
     this.node.append(this.#svg);
     this.node.addEventListener("keydown", (event) => this.#key(event));
     this.node.addEventListener("click", (event) => this.#click(event));
-    this.node.addEventListener("focus", () => this.#marked < 0 && this.steps.length > 0 && this.#go(0));
     this.mark(0);
     this.#marked = -1;
   }
@@ -52,10 +51,17 @@ export class StripChart {
     this.#svg.children[this.#marked]?.classList.remove("marked");
     this.#marked = place;
     this.#svg.children[place]?.classList.add("marked");
+    this.#show(place * PITCH);
     const step = this.steps[place];
     const text = step === undefined ? "" : tokensOf(step).map((token) => token.text).join("");
     this.node.setAttribute("aria-valuenow", String(Math.max(0, place)));
     this.node.setAttribute("aria-valuetext", step === undefined ? "no step" : `step ${step.step}, ${text}`);
+  }
+
+  /** A long answer's chart is scrolled. @param {number} x of a column that shall be seen */
+  #show(x) {
+    const { scrollLeft, clientWidth } = this.node;
+    if (x < scrollLeft || x + PITCH > scrollLeft + clientWidth) this.node.scrollLeft = x - clientWidth / 2;
   }
 
   /** @param {Step} step @param {number} place */

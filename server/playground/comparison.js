@@ -53,16 +53,15 @@ function ofCompletion({ tokens, token_logprobs, top_logprobs }) {
  * @param {Scored[]} scored of the one text
  * @param {number} offset where the texts part
  * @param {string} other the other text
- * @returns {{chosen: string, instead: string, gap: number} | null}
+ * @returns {{chosen: string, instead: string, gap: number} | null} null when the other was no likely one, or an end
  */
 export function gapAt(scored, offset, other) {
   const decided = scored.find((entry) => entry.start + entry.token.length > offset);
   if (decided === undefined) return null;
   const rest = other.slice(decided.start);
   const others = decided.top.filter((entry) => entry.token !== decided.token);
-  const written = others.filter((entry) => rest.startsWith(entry.token));
-  const longest = written.sort((one, two) => two.token.length - one.token.length)[0];
-  const instead = longest ?? others.sort((one, two) => two.logprob - one.logprob)[0];
+  const written = others.filter((entry) => entry.token !== "" && rest.startsWith(entry.token));
+  const instead = written.sort((one, two) => two.token.length - one.token.length)[0];
   if (instead === undefined) return null;
   return { chosen: decided.token, instead: instead.token, gap: Math.abs(decided.logprob - instead.logprob) };
 }
@@ -77,6 +76,7 @@ export function ratioOf(fast, plain) {
   if (!fast || !plain) return "The answer is too short to compare times.";
   const ratio = plain / fast;
   const later = plain - fast;
+  if (Math.abs(later) < 0.005) return `Both took the same time, ${fast.toFixed(2)} s from first to last token.`;
   const came = `Without speculation it came ${Math.abs(later).toFixed(2)} s ${later >= 0 ? "later" : "earlier"}`;
   const times = `${fast.toFixed(2)} s against ${plain.toFixed(2)} s from first to last token`;
   const loss = "Here guessing cost more than it saved, as it may with a small model on a busy processor";

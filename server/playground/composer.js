@@ -13,6 +13,8 @@ const WORDS = {
   chat: { label: "Your question", hint: "Enter sends, Shift + Enter begins a line", send: "Send", rows: 2 },
   completion: { label: "Text to continue", hint: "Ctrl + Enter sends", send: "Continue", rows: 8 },
 };
+// Keyboards on glass have no Shift + Enter; there Enter begins a line and the button sends.
+const IS_GLASS = matchMedia("(pointer: coarse)").matches;
 
 export class Composer {
   /** @type {Kind} */
@@ -58,7 +60,7 @@ export class Composer {
     const words = WORDS[kind];
     this.kind = kind;
     byId("prompt-label").textContent = words.label;
-    byId("hint").textContent = words.hint;
+    byId("hint").textContent = IS_GLASS ? "" : words.hint;
     byId("send").textContent = words.send;
     this.#prompt.classList.toggle("code", kind === "completion");
     this.#prompt.rows = words.rows;
@@ -76,7 +78,8 @@ export class Composer {
 
   /** @param {KeyboardEvent} event */
   #key(event) {
-    const sends = this.kind === "chat" ? !event.shiftKey : event.ctrlKey || event.metaKey;
+    const isModified = event.ctrlKey || event.metaKey;
+    const sends = isModified || (this.kind === "chat" && !event.shiftKey && !IS_GLASS);
     // Enter also ends what an input method composes
     if (event.key !== "Enter" || !sends || event.isComposing) return;
     event.preventDefault();

@@ -38,6 +38,8 @@ export class Inspector {
   /** @type {Steps | null} */
   #source = null;
   #place = 0;
+  /** @type {HTMLElement | null} */
+  #opener = null;
 
   constructor() {
     byId("inspector-previous").addEventListener("click", () => this.#go(-1));
@@ -55,6 +57,7 @@ export class Inspector {
     source.mark(place);
     this.#source = source;
     this.#place = place;
+    if (!this.#hasFocus) this.#opener = /** @type {HTMLElement | null} */ (document.activeElement);
     byId("inspector").hidden = false;
     byId("inspector-title").textContent = step.step === 0 ? "The prompt" : `Step ${step.step}`;
     byId("inspector-words").textContent = sentenceOf(step);
@@ -76,8 +79,14 @@ export class Inspector {
   }
 
   close() {
+    // who closes it with the keyboard goes on where it was opened
+    if (this.#hasFocus) this.#opener?.focus();
     byId("inspector").hidden = true;
     this.#source = null;
+  }
+
+  get #hasFocus() {
+    return byId("inspector").contains(document.activeElement);
   }
 
   /** @param {number} by */

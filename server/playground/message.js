@@ -36,6 +36,7 @@ const MEANINGS = {
 
 export class AnswerView {
   #isPlanned = false;
+  #isOver = false;
 
   /**
    * @param {string} title
@@ -47,16 +48,16 @@ export class AnswerView {
     this.answer = answer;
     this.isColoured = look.isColoured;
     this.choose = (/** @type {number} */ place) => onStep(this, place);
-    this.tokens = new TokenText(this.choose);
+    this.prompt = element("span", { class: "prompt" }, look.prompt);
+    this.tokens = new TokenText(this.prompt, this.choose);
     this.chart = new StripChart(this.choose);
     this.prose = element("div", { class: "plain" });
-    this.prompt = element("span", { class: "prompt" }, look.prompt);
+    this.state = element("p", { class: "state" });
     this.problem = element("p", { class: "problem", role: "alert", hidden: true });
     this.legend = element("ul", { class: "legend", "aria-label": "Tokens by source" });
     this.totals = element("dl", { class: "totals" });
     this.text = element("div", { class: "text" }, this.tokens.node, this.prose);
-    this.tokens.node.prepend(this.prompt);
-    const parts = [this.text, this.problem, this.chart.node, this.legend, this.totals];
+    const parts = [this.text, this.state, this.problem, this.chart.node, this.legend, this.totals];
     this.node = element("div", { class: "answer" }, element("h3", {}, title), ...parts);
     this.update();
   }
@@ -79,6 +80,7 @@ export class AnswerView {
     this.tokens.node.hidden = !isColoured;
     this.prose.hidden = isColoured;
     if (!isColoured) this.prose.replaceChildren(this.prompt.cloneNode(true), ...proseOf(text));
+    this.state.textContent = this.#stateInWords;
     this.chart.node.hidden = steps.length === 0;
     this.chart.update(steps);
     this.legend.replaceChildren(...[...this.answer.bySource].map(([source, count]) => element("li", {},
@@ -86,6 +88,12 @@ export class AnswerView {
       element("span", { class: "meaning" }, MEANINGS[source] ?? ""))));
     this.totals.replaceChildren(...totalsOf(this.answer).map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  }
+
+  /** Nothing more will come. */
+  end() {
+    this.#isOver = true;
+    this.update();
   }
 
   /** @param {boolean} isColoured */
@@ -104,6 +112,14 @@ export class AnswerView {
   fail(message) {
     this.problem.textContent = message;
     this.problem.hidden = false;
+  }
+
+  /** What the text alone does not tell. */
+  get #stateInWords() {
+    const { finish, firstAt } = this.answer;
+    if (finish === "length") return "The limit ended this answer: “Most tokens”, or the model's context.";
+    if (!this.#isOver) return firstAt === null ? "Waiting for the first token …" : "";
+    return finish === null && this.problem.hidden ? "Stopped." : "";
   }
 
   /** What is read out when the answer is there: all of it once, and not token by token. */

@@ -2,15 +2,18 @@
 
 import { Access } from "./access.js";
 import { Answer } from "./answer.js";
-import { Api, Refused } from "./api.js";
+import { Api } from "./api.js";
 import { Composer } from "./composer.js";
 import { byId, element } from "./elements.js";
+import { Following } from "./following.js";
 import { Inspector } from "./inspector.js";
 import { AnswerView } from "./message.js";
 import { chatRequest, completionRequest } from "./options.js";
 import { compare, isPlain } from "./side_by_side.js";
 import { ServerStatus } from "./status.js";
 import { startTheme, storageOf } from "./theme.js";
+import { hideTip } from "./tokens.js";
+import { Work } from "./work.js";
 
 /**
  * @typedef {object} Exchange a question with its answer
@@ -21,8 +24,6 @@ import { startTheme, storageOf } from "./theme.js";
  * @property {AnswerView[]} views those that are shown: the answer, or two that are compared
  */
 
-// Closer to the end than this, the page follows the text.
-const FOLLOWING_PX = 160;
 const HAS_ROOM_FOR_SETTINGS = "(min-width: 1180px)";
 const HAS_ROOM_FOR_TREES = "(min-width: 820px)";
 const WANTS_CALM = "(prefers-reduced-motion: reduce)";
@@ -30,15 +31,15 @@ const WANTS_CALM = "(prefers-reduced-motion: reduce)";
 class Page {
   /** @type {Exchange[]} */
   exchanges = [];
-  /** @type {AbortController | null} */
-  running = null;
 
   constructor() {
     this.api = new Api();
     this.options = byId("options");
     this.inspector = new Inspector();
-    this.access = new Access(this.api, () => this.status.look().then(() => this.composer.focus()));
+    this.following = new Following();
+    this.access = new Access(this.api, () => this.status.unlock().then(() => this.composer.focus()));
     this.status = new ServerStatus(this.api, { onChange: () => this.refresh(), onKeyWanted: () => this.access.ask() });
+    this.work = new Work({ onChange: () => this.refresh(), onRefused: (status) => this.refused(status) });
     this.composer = new Composer({ onSend: () => this.send(), onChange: () => this.refresh() });
     this.showSettings(matchMedia(HAS_ROOM_FOR_SETTINGS).matches);
     this.listen();
@@ -47,7 +48,7 @@ class Page {
   }
 
   listen() {
-    byId("stop").addEventListener("click", () => this.running?.abort());
+    byId("stop").addEventListener("click", () => this.work.stop());
     byId("new").addEventListener("click", () => this.clear());
     byId("settings-toggle").addEventListener("click", () => this.showSettings(byId("settings").hidden));
     this.options.addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
@@ -57,8 +58,9 @@ class Page {
       if (name === "colours") for (const view of this.views) view.colour(this.options.elements.colours.checked);
     });
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
-      if (this.running !== null) this.running.abort();
+      if (event.key !== "Escape" || event.isComposing) return;
+      hideTip();
+      if (this.work.isBusy) this.work.stop();
       else this.inspector.close();
     });
   }
@@ -69,10 +71,16 @@ class Page {
 
   /** Buttons as far as they can be used now. */
   refresh() {
-    const isBusy = this.running !== null;
+    const { isBusy } = this.work;
     this.composer.refresh({ isBusy, canSend: this.status.isReady && this.status.name !== "" });
     for (const button of byId("messages").querySelectorAll("button")) button.disabled = isBusy;
     byId("intro").hidden = this.exchanges.length > 0;
+  }
+
+  /** @param {number} status */
+  refused(status) {
+    if (status === 401) this.access.ask();
+    else this.status.look();
   }
 
   /** @param {boolean} isShown */
@@ -87,8 +95,19 @@ class Page {
     this.composer.show(kind);
   }
 
+  /** Whether the options can be sent; what cannot is shown, wherever it is folded away. */
+  checkOptions() {
+    const wrong = this.options.querySelector("input:invalid");
+    if (wrong === null) return true;
+    this.showSettings(true);
+    const folded = wrong.closest("details");
+    if (folded !== null) folded.open = true;
+    return wrong.reportValidity();
+  }
+
   send() {
-    if (!this.options.reportValidity()) return;
+    if (!this.checkOptions()) return;
+    this.following.begin();
     const { kind } = this.composer;
     const node = element("article", { class: `exchange of-${kind}` });
     /** @type {Exchange} */
@@ -111,7 +130,7 @@ class Page {
     const answers = element("div", { class: "answers" }, view.node);
     exchange.node.classList.remove("compared");
     exchange.node.replaceChildren(...(isChat ? [questionOf(exchange.question)] : []), answers, actions);
-    await this.work("Answering.", async (signal) => {
+    await this.work.run("Answering.", async (signal) => {
       for await (const chunk of this.api.stream(asked.path, asked.body, signal)) {
         view.answer.take(chunk, performance.now());
         view.plan();
@@ -119,7 +138,7 @@ class Page {
       }
       return view.summary;
     }, (message) => view.fail(message));
-    view.update();
+    view.end();
     this.offer(exchange, asked, actions, answers);
     this.follow(view);
   }
@@ -136,32 +155,6 @@ class Page {
       { role: "assistant", content: view?.answer.content ?? "" },
     ]);
     return chatRequest(this.status.name, form, [...messages, { role: "user", content: exchange.question }]);
-  }
-
-  /**
-   * Something that can be stopped, and may fail.
-   * @param {string} beginning
-   * @param {(signal: AbortSignal) => Promise<string>} task gives what is read out at its end
-   * @param {(message: string) => void} onProblem told what went wrong
-   */
-  async work(beginning, task, onProblem) {
-    const announcer = byId("announcer");
-    this.running = new AbortController();
-    this.refresh();
-    announcer.textContent = beginning;
-    try {
-      announcer.textContent = await task(this.running.signal);
-    } catch (error) {
-      if (error instanceof DOMException && error.name === "AbortError") announcer.textContent = "Stopped.";
-      else if (error instanceof Refused) {
-        onProblem(error.message);
-        if (error.status === 401) this.access.ask();
-        else this.status.look();
-      } else throw error;
-    } finally {
-      this.running = null;
-      this.refresh();
-    }
   }
 
   /**
@@ -197,11 +190,21 @@ class Page {
     exchange.node.classList.add("compared");
     exchange.views = [];
     this.inspector.close();
-    await this.work("Answering twice.", (signal) => compare(this.api, asked, look, answers, {
+    let problem = "";
+    const isDone = await this.work.run("Answering twice.", (signal) => compare(this.api, asked, look, answers, {
       signal,
       onStep: (view, place) => this.inspect(view, place),
       onView: (view) => exchange.views.push(view),
-    }), (message) => answers.append(element("p", { class: "problem", role: "alert" }, message)));
+    }), (message) => {
+      problem = message;
+    });
+    if (isDone || exchange.view === null) return;
+    // half a comparison says nothing: the answer that was there is back
+    exchange.node.classList.remove("compared");
+    exchange.views = [exchange.view];
+    exchange.view.colour(look.isColoured);
+    answers.replaceChildren(exchange.view.node);
+    if (problem !== "") answers.append(element("p", { class: "problem", role: "alert" }, problem));
   }
 
   /** @param {Exchange} exchange */
@@ -218,7 +221,7 @@ class Page {
   }
 
   clear() {
-    this.running?.abort();
+    this.work.stop();
     this.exchanges = [];
     byId("messages").replaceChildren();
     this.inspector.close();
@@ -230,6 +233,7 @@ class Page {
   inspect(view, place) {
     for (const other of this.views) if (other !== view) other.mark(-1);
     this.inspector.show(view, place);
+    byId("announcer").textContent = byId("inspector-words").textContent;
   }
 
   /**
@@ -238,8 +242,7 @@ class Page {
    */
   follow(view) {
     if (!this.views.includes(view)) return;
-    const page = document.documentElement;
-    if (page.scrollHeight - page.scrollTop - page.clientHeight < FOLLOWING_PX) page.scrollTop = page.scrollHeight;
+    this.following.follow();
     // there must be room beside the text, and the eye's rest is the reader's choice
     const isCalm = matchMedia(WANTS_CALM).matches || !matchMedia(HAS_ROOM_FOR_TREES).matches;
     if (this.options.elements.follow.checked && !isCalm) this.inspector.follow(view, performance.now());

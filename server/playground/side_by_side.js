@@ -15,7 +15,8 @@ import { AnswerView } from "./message.js";
  * @property {(view: AnswerView) => void} onView an answer begins
  */
 
-const ALTERNATIVES = 5;
+// as many as servers tell
+const ALTERNATIVES = 20;
 
 /** @param {Asked} asked @returns {boolean} */
 export function isPlain(asked) {
@@ -56,7 +57,7 @@ export async function compare(api, asked, look, place, page) {
       view.answer.take(chunk, performance.now());
       view.plan();
     }
-    view.update();
+    view.end();
     answers.push(view);
   }
   const [fast, plain] = answers;
@@ -81,11 +82,20 @@ export async function compare(api, asked, look, place, page) {
 async function parting(api, plainly, fast, plain, offset, signal) {
   for (const view of [fast, plain]) view.tokens.markDifference(offset);
   const before = fast.answer.text.slice(0, offset);
-  const where = `The texts part behind ${[...before].length} characters, “…${before.slice(-24)}”`;
+  const where = `The texts part behind ${[...before].length} characters, ${quoted(`…${before.slice(-24)}`)}`;
   const gap = gapAt(await scores(api, plainly, offset, signal), offset, fast.answer.text);
-  if (gap === null) return `${where}.`;
+  if (gap === null) {
+    const isEnd = [fast, plain].some((view) => view.answer.text.length === offset);
+    return `${where}${isEnd ? ", where one of them ends" : `, on none of the ${ALTERNATIVES} likeliest tokens`}.`;
+  }
   const nats = gap.gap < 0.01 ? gap.gap.toExponential(1) : gap.gap.toFixed(2);
-  return `${where}: plain decoding wrote “${gap.chosen}” and not “${gap.instead}”, whose logits are ${nats} apart.`;
+  const decision = `${quoted(gap.chosen)} and not ${quoted(gap.instead)}, whose logits are ${nats} apart`;
+  return `${where}: plain decoding wrote ${decision}.`;
+}
+
+/** Isolated, so that it turns nothing of our own words around. @param {string} text */
+function quoted(text) {
+  return `“\u2068${text}\u2069”`;
 }
 
 /**

@@ -10,6 +10,7 @@ const LATER_MS = 10_000;
 export class ServerStatus {
   isReady = false;
   name = "";
+  #isLocked = false;
   #timer = 0;
 
   /**
@@ -21,6 +22,12 @@ export class ServerStatus {
     this.page = page;
   }
 
+  /** The server has taken a key. */
+  unlock() {
+    this.#isLocked = false;
+    return this.look();
+  }
+
   /** Ask now, and from now on. */
   async look() {
     clearTimeout(this.#timer);
@@ -30,13 +37,18 @@ export class ServerStatus {
       const reason = health.state === "ready" ? "" : `: ${health.reason}`;
       this.#tell(health.state, `${health.state}${share}${reason}`);
       // the context is known once the model is loaded
-      if (this.name === "" || (this.isReady && byId("context").textContent === "")) await this.#lookAtModel();
+      const isKnown = this.name !== "" && (!this.isReady || byId("context").textContent !== "");
+      if (!isKnown && !this.#isLocked) await this.#lookAtModel();
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      if (error.status === 401) this.page.onKeyWanted();
-      else this.#tell("gone", error.message);
+      if (error.status === 401) {
+        this.#isLocked = true;
+        this.page.onKeyWanted();
+      } else this.#tell("gone", error.message);
     }
     this.page.onChange();
+    // somebody may have asked meanwhile, too
+    clearTimeout(this.#timer);
     this.#timer = window.setTimeout(() => this.look(), this.isReady ? LATER_MS : SOON_MS);
   }
 
@@ -51,8 +63,9 @@ export class ServerStatus {
   #tell(state, words) {
     this.isReady = state === "ready";
     const health = byId("health");
+    // every per cent is shown, and only what is new read out
+    if (health.dataset.state !== state) byId("announcer").textContent = `The server: ${words}`;
     health.dataset.state = state;
-    // an unchanged text is not read out again
-    if (health.textContent !== words) health.textContent = words;
+    health.textContent = words;
   }
 }

@@ -7,6 +7,7 @@ import { byId, element } from "./elements.js";
 
 export class TokenText {
   #drawn = 0;
+  #part = element("div");
   /** @type {HTMLElement[]} */
   #runs = [];
   /** @type {{node: HTMLElement, place: number, token: number}[]} */
@@ -15,13 +16,15 @@ export class TokenText {
 
   /**
    * Arrow keys go from token to token, of which one at a time is in the order of the tab key.
+   * @param {Node} before what the tokens continue
    * @param {(place: number) => void} choose told the place of a step in the answer
    */
-  constructor(choose) {
+  constructor(before, choose) {
     this.choose = choose;
     /** @type {Step[]} */
     this.steps = [];
-    this.node = element("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer" });
+    this.node = element("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer" }, this.#part);
+    this.#part.append(before);
     this.node.addEventListener("keydown", (event) => this.#key(event));
     this.node.addEventListener("click", (event) => this.#with(event, ({ place }) => choose(place)));
     for (const name of ["mouseover", "focusin"]) {
@@ -69,7 +72,11 @@ export class TokenText {
       run.append(node);
     });
     this.#runs.push(run);
-    this.node.append(run);
+    this.#part.append(run);
+    if (!run.textContent?.endsWith("\n")) return;
+    // what comes behind the end of a line is laid out without what stands before it: long texts stay fluid
+    this.#part = element("div");
+    this.node.append(this.#part);
   }
 
   /** @param {Event} event @param {(it: {node: HTMLElement, place: number, token: number}) => void} act */
@@ -117,6 +124,6 @@ function showTip(node, lines) {
   tip.style.top = `${at.top > own.height + 10 ? at.top - own.height - 6 : at.bottom + 8}px`;
 }
 
-function hideTip() {
+export function hideTip() {
   byId("tip").hidden = true;
 }

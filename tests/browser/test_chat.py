@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from playwright.sync_api import Route
 
 from tests.browser.conftest import Visit, Visits, until
 from tests.server import fake_engine
@@ -61,6 +62,7 @@ def test_a_running_answer_can_be_stopped_and_the_next_one_asked_for(fake: Visit,
     stopped = fake.answer
 
     assert fake.said == "Stopped."
+    assert fake.page.locator(".state").inner_text() == "Stopped."
     assert len(stopped) > 5
     assert fake.page.locator(".actions button").all_text_contents() == ["Regenerate", "Edit the question"]
     fake.ask("Hello", seed="1")
@@ -166,6 +168,49 @@ def test_an_option_out_of_range_is_not_sent(fake: Visit) -> None:
 
     assert fake.page.evaluate("document.querySelector('[name=temperature]').validity.rangeOverflow")
     assert fake.asked == []
+
+
+def test_an_option_that_cannot_be_sent_is_shown_wherever_it_is_folded_away(fake: Visit) -> None:
+    fake.page.evaluate("document.querySelector('[name=top_k]').value = -1")
+    fake.page.click("#settings-toggle")
+    assert fake.page.locator("#settings").is_hidden()
+    fake.begin("Hello")
+
+    assert fake.page.evaluate("document.activeElement.name") == "top_k"
+    assert fake.page.locator("[name=top_k]").is_visible()
+    assert fake.asked == []
+
+
+def test_an_option_may_lie_between_two_steps_of_its_arrows(fake: Visit) -> None:
+    fake.ask("Hello", temperature="0.75", top_p="0.97", min_p="0.005", repetition_penalty="1.05")
+    wanted = {"temperature": 0.75, "top_p": 0.97, "min_p": 0.005, "repetition_penalty": 1.05}
+
+    assert fake.asked[0].items() >= wanted.items()
+
+
+def test_an_answer_says_that_it_is_waited_for_and_that_a_limit_ended_it(fake: Visit) -> None:
+    held: list[Route] = []
+    fake.page.route("**/v1/chat/completions", lambda route: held.append(route))
+    fake.begin("Hello", max_tokens="4")
+    state = fake.page.locator(".state")
+
+    assert state.inner_text() == "Waiting for the first token …"
+    held[0].continue_()
+    fake.page.wait_for_selector("#send:not([hidden])")
+    assert "The limit ended this answer" in state.inner_text()
+
+
+def test_a_stopped_comparison_gives_back_the_answer_that_was_there(fake: Visit) -> None:
+    fake.ask("Hello", seed=str(fake_engine.ENDLESS), max_tokens="200")
+    before = fake.answer
+    fake.page.click("text=Compare with speculation off")
+    assert fake.page.locator(".answer h3").first.inner_text() == "Speculation on"
+    fake.page.keyboard.press("Escape")
+    fake.page.wait_for_selector("#send:not([hidden])")
+
+    assert fake.page.locator(".answer h3").all_inner_texts() == ["Answer"]
+    assert fake.answer == before
+    assert fake.page.locator(".verdict").count() == 0
 
 
 def test_a_server_that_tells_nothing_of_its_steps_is_good_enough(visits: Visits, fake_server: Running) -> None:

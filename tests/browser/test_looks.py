@@ -1,6 +1,7 @@
 import pytest
 
-from tests.browser.conftest import Visit, Visits
+from tests.browser.conftest import Visit, Visits, until
+from tests.server import fake_engine
 
 QUESTION = "What does json.dumps do?"
 PHONE = {"width": 360, "height": 740}
@@ -80,6 +81,10 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(visits: Visits, demo
     page.click("text=Compare with speculation off")
     page.locator(".verdict p").last.wait_for()
     assert visit.has_no_horizontal_scroll()
+    page.focus("#prompt")
+    page.keyboard.type("one")
+    page.keyboard.press("Enter")
+    assert page.input_value("#prompt") == "one\n"
 
 
 def test_a_long_word_does_not_push_the_page_apart(visits: Visits, fake_url: str) -> None:
@@ -88,6 +93,40 @@ def test_a_long_word_does_not_push_the_page_apart(visits: Visits, fake_url: str)
     visit.ask("a" * 150)
 
     assert visit.has_no_horizontal_scroll()
+
+
+@pytest.mark.parametrize("text", ["```\n" + "a" * 150, "(" + " " * 150 + ")"])
+def test_neither_does_a_line_of_code_or_of_blanks_with_colours_or_without(fake: Visit, text: str) -> None:
+    fake.ask(text)
+    assert fake.has_no_horizontal_scroll()
+    fake.page.uncheck("[name=colours]")
+    assert fake.has_no_horizontal_scroll()
+
+
+def test_two_answers_take_the_room_of_the_trees(fake: Visit) -> None:
+    fake.ask("Hello")
+    fake.page.click("text=Compare with speculation off")
+    fake.page.locator(".verdict p").last.wait_for()
+    widths = fake.page.locator(".answer").evaluate_all("(all) => all.map((it) => it.clientWidth)")
+
+    assert len(widths) == 2 and min(widths) > 400
+
+
+def test_the_end_of_an_answer_stays_in_sight_until_the_reader_scrolls_up(fake: Visit) -> None:
+    page = fake.page
+    to_the_end = "document.documentElement.scrollHeight - scrollY - innerHeight"
+    # the model repeats the question, ten lines of it in each of its steps
+    fake.begin("\n" * 40, seed=str(fake_engine.ENDLESS), max_tokens="300")
+    until(page, f"scrollY > 400 && {to_the_end} < 300")
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(200)
+    at, length = page.evaluate("[scrollY, document.documentElement.scrollHeight]")
+    until(page, f"document.documentElement.scrollHeight > {length + 200}")
+    assert page.evaluate("scrollY") == at
+    page.wait_for_selector("#send:not([hidden])")
+    assert page.evaluate("scrollY") == at
+    fake.ask("Hello", seed="1")
+    assert page.evaluate(to_the_end) < 2
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(demo: Visit) -> None:
@@ -129,6 +168,33 @@ def test_everything_can_be_done_with_the_keyboard_alone(demo: Visit) -> None:
     tab_to("primary")
     page.keyboard.press("Enter")
     page.locator(".verdict p").last.wait_for()
+
+
+def test_the_focus_is_not_lost_with_the_button_that_had_it(fake: Visit) -> None:
+    page = fake.page
+    page.evaluate("globalThis.focused = []; addEventListener('focusin', (it) => focused.push(it.target.id))")
+    page.fill("#prompt", "Hello")
+    for button in ("#send", "text=Regenerate", "text=Compare with speculation off"):
+        page.focus(button)
+        page.keyboard.press("Enter")
+        until(page, "document.activeElement.id === 'prompt'")
+        assert page.evaluate("focused.slice(-2)") == ["stop", "prompt"]
+    page.focus(".chart")
+    assert page.locator("#inspector").is_hidden()
+    page.keyboard.press("End")
+    assert fake.said == page.locator("#inspector-words").inner_text()
+    page.focus("#inspector-close")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "chart"
+
+
+def test_the_escape_key_takes_the_words_of_a_token_away(fake: Visit) -> None:
+    fake.ask("Hello")
+    fake.page.locator(".token").first.hover()
+    assert fake.page.locator("#tip").is_visible()
+    fake.page.keyboard.press("Escape")
+
+    assert fake.page.locator("#tip").is_hidden()
 
 
 def test_every_control_has_a_name(demo: Visit) -> None:

@@ -1,5 +1,6 @@
 """The pure functions of the page's modules, in the browser that will run them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -132,7 +133,24 @@ def test_how_close_it_was_is_read_from_either_endpoints_log_probabilities(call: 
         gap = call("comparison", "it.gapAt(it.scoredOf(given, 0), 3, 'abce')", logprobs)
 
         assert gap == {"chosen": "cd", "instead": "ce", "gap": 1.0}
-    assert call("comparison", "it.gapAt(it.scoredOf(given, 0), 9, 'abce')", chat) is None
+    # behind the end of the one, at the end of the other, and where the other one is none of the likeliest
+    for offset, other in ((9, "abce"), (2, "ab"), (2, "abx")):
+        assert call("comparison", f"it.gapAt(it.scoredOf(given, 0), {offset}, '{other}')", chat) is None
+
+
+@pytest.mark.parametrize(
+    ("fast", "plain", "expected"),
+    [
+        (1.0, 2.5, "Without speculation it came 1.50 s later: 1.00 s against 2.50 s .+, 2.50 times as long."),
+        (2.5, 1.0, "Without speculation it came 1.50 s earlier: .+ Here guessing cost more than it saved"),
+        (1.0, 1.004, "Both took the same time, 1.00 s"),
+        (None, 1.0, "too short"),
+    ],
+)
+def test_a_comparison_says_who_was_faster_whoever_that_was(
+    call: Any, fast: float | None, plain: float, expected: str
+) -> None:
+    assert re.search(expected, call("comparison", "it.ratioOf(...given)", [fast, plain]))
 
 
 def test_only_fences_are_markup(call: Any) -> None:

@@ -62,7 +62,7 @@ def test_pointing_at_a_token_tells_where_it_comes_from(answered: Visit) -> None:
     assert re.search(r"Step \d+, token 1 of \d in [\d.]+ ms", words)
     assert re.search(r"heads: depth 1, guess \d+ of head 1", words)
     assert re.search(r"expected with (< )?\d+ %", words)
-    answered.page.locator(".tokens .run:nth-of-type(3) .token.source-base").hover()
+    answered.page.locator(".tokens .run").nth(2).locator(".token.source-base").hover()
     assert "the model's own next token" in tip.inner_text()
     answered.page.mouse.move(0, 0)
     assert tip.is_hidden()
