@@ -2,9 +2,11 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from medusa_core.checkpoints import find_heads
 from medusa_core.checkpoints.inspection import inspect_heads
 from medusa_core.config import model_location
 from medusa_core.errors import MedusaError
@@ -61,12 +63,15 @@ def check_model(model: str, heads: str | None) -> list[Finding]:
         return [Finding("model", str(error), False)]
     size = config.get_text_config().hidden_size
     found = [Finding("model", f"{config.model_type} with hidden size {size}")]
+    none = Finding("heads", "none in the model's folder; trees come from the text alone", None)
+    is_folder = Path(model_location(model)).is_dir()
     try:
+        if heads is None and is_folder and find_heads(model_location(model)) is None:
+            return [*found, none]
         report = inspect_heads(heads if heads is not None else model)
     except MedusaError as error:
-        if heads is None:
-            return [*found, Finding("heads", "none in the model's folder; trees come from the text alone", None)]
-        return [*found, Finding("heads", str(error), False)]
+        # why the hub has none is not told apart from why it gives none
+        return [*found, none if heads is None and not is_folder else Finding("heads", str(error), False)]
     if report.hidden_size != size:
         text = f"made for hidden size {report.hidden_size}, the model has {size}; these are another model's heads"
         return [*found, Finding("heads", text, False)]

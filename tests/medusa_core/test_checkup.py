@@ -33,3 +33,14 @@ def test_a_model_without_heads_works_and_one_that_is_not_there_does_not(tmp_path
     assert [finding.is_good for finding in check_model(str(tmp_path), None)] == [True, None]
     assert [finding.is_good for finding in check_model(str(tmp_path), "/nowhere")] == [True, False]
     assert [finding.is_good for finding in check_model("/nowhere", None)] == [False]
+
+
+def test_broken_heads_in_the_models_folder_are_not_taken_for_none(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=32, num_attention_heads=2).save_pretrained(tmp_path)
+    (tmp_path / "heads").mkdir()
+    (tmp_path / "heads" / "medusa_lm_head.safetensors").write_bytes(b"half a download")
+
+    _, heads = check_model(str(tmp_path), None)
+
+    assert heads.is_good is False
+    assert "medusa_lm_head.safetensors" in heads.text
