@@ -22,8 +22,9 @@ serve: setup  ## the demo model on 127.0.0.1:8000
 	$(BIN)/medusa serve
 
 # One process a core, each computing with one thread; a file's tests stay together, for the server they may share.
+# Compiled modules are kept, whatever the shell says: a hundred processes are started, each of which would compile anew.
 test: setup  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-faults: setup tools  ## crashes, hangs, load, attacks: minutes, with real processes and the demo model
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
