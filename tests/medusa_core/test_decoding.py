@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -7,14 +8,14 @@ import torch
 
 from medusa_core.backbone import Backbone, TransformersBackbone
 from medusa_core.config import SpeculationParams
-from medusa_core.constraints import Grammar
+from medusa_core.constraints import Grammar, GrammarVocabulary
 from medusa_core.decoding import OrdinaryPrompts, bucket, prefill
 from medusa_core.drafters import MedusaDrafter
 from medusa_core.engine import Engine, never
 from medusa_core.generation import GenerationRequest
 from medusa_core.sampling import SamplingParams
 from medusa_core.tree import CandidateTree, TreeTopology
-from tests.cast import FAMILIES, GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_model
+from tests.cast import FAMILIES, GREEDY, MockBackbone, Oracle, make_engine, random_heads, run, tiny_backbone, tiny_model
 from tests.tiny_tokenizers import grammar_vocabulary
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -67,13 +68,25 @@ CASES = {
 }
 
 
+@cache
+def backbone_of(family: str) -> TransformersBackbone:
+    """One model for all cases of a family: an answer leaves nothing behind in it."""
+    return tiny_backbone(family)
+
+
+@cache
+def vocabulary_of(vocab_size: int) -> GrammarVocabulary:
+    """The vocabulary that grammars are told in."""
+    return grammar_vocabulary(vocab_size, END)
+
+
 def engines(backbone: Backbone, case: Case, plain: Sequence[int]) -> dict[str, Engine]:
     """An engine for each way to draft."""
     heads = random_heads(backbone.lm_head)
     oracle = Oracle(plain, len(PROMPT), backbone.vocab_size)
     bushy = TreeTopology.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
     static = MedusaDrafter.static(heads, torch.ones(heads.config.num_heads), bushy)
-    options: Any = {"eos": (END,), "vocabulary": grammar_vocabulary(backbone.vocab_size, END)}
+    options: Any = {"eos": (END,), "vocabulary": vocabulary_of(backbone.vocab_size)}
     return {
         "all in one tree": make_engine(backbone, heads, tree_nodes=16, recycles=True, **options),
         "no heads": make_engine(backbone, tree_nodes=12, recycles=True, **options),
@@ -85,7 +98,7 @@ def engines(backbone: Backbone, case: Case, plain: Sequence[int]) -> dict[str, E
 
 def unspeculated(backbone: Backbone, case: Case) -> list[int]:
     """The plain answer."""
-    options: Any = {"eos": (END,), "vocabulary": grammar_vocabulary(backbone.vocab_size, END)}
+    options: Any = {"eos": (END,), "vocabulary": vocabulary_of(backbone.vocab_size)}
     engine, off = make_engine(backbone, **options), SpeculationParams(mode="off")
     return run(engine, PROMPT, case.sampling, speculation=off, max_tokens=LENGTH, **case.options(()))
 
@@ -112,7 +125,7 @@ def test_every_drafter_gives_the_plain_answer_on_the_mock(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_drafter_gives_the_plain_answer(family: str, case: Case) -> None:
-    found = answers(TransformersBackbone(tiny_model(family)), case)
+    found = answers(backbone_of(family), case)
 
     assert all(answer == found["off"] for answer in found.values()), found
 
@@ -123,7 +136,7 @@ def test_every_drafter_gives_the_plain_answer(family: str, case: Case) -> None:
 def test_trees_of_every_size_give_the_plain_answer_with_and_without_cached_rows(
     family: str, nodes: int, case: str
 ) -> None:
-    backbone, asked = TransformersBackbone(tiny_model(family)), CASES[case]
+    backbone, asked = backbone_of(family), CASES[case]
     plain = unspeculated(backbone, asked)
     engine = make_engine(backbone, random_heads(backbone.lm_head), tree_nodes=64, recycles=True, eos=(END,))
     tree = SpeculationParams(mode="tree", max_nodes=nodes)
@@ -153,7 +166,7 @@ def test_greedy_decoding_equals_transformers_generate(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
 def test_the_oracle_is_believed_so_that_accepted_paths_are_really_committed(family: str) -> None:
-    backbone = TransformersBackbone(tiny_model(family))
+    backbone = backbone_of(family)
     plain = run(make_engine(backbone), PROMPT, max_tokens=LENGTH)
     engine = make_engine(backbone, drafter=Oracle(plain, len(PROMPT), backbone.vocab_size), tree_nodes=16)
     found = list(engine.generate(GenerationRequest(tuple(PROMPT), GREEDY, max_tokens=LENGTH)))
@@ -220,7 +233,7 @@ def test_a_scored_prompt_has_the_log_probabilities_of_its_own_tokens(chunk: int)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_log_probabilities_are_the_models_own_whatever_drafts(family: str, case: Case) -> None:
-    backbone = TransformersBackbone(tiny_model(family))
+    backbone = backbone_of(family)
     plain = unspeculated(backbone, case)
     options = {**case.options(plain), "max_tokens": LENGTH}
     request = GenerationRequest(tuple(PROMPT), case.sampling, top_logprobs=3, **options)
