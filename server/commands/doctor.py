@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from server.commands.options import Heads, Model
-from server.commands.shared import busy, one_line_errors
+from server.commands.shared import busy, one_line_errors, without_codes
 
 __all__ = ["doctor"]
 
@@ -30,7 +30,7 @@ def doctor(model: Model = "demo", heads: Heads = None) -> None:
             found = [*check_machine(), *check_model(model, heads)]
         rows += [(finding.name, finding.text, finding.is_good) for finding in found]
     for name, text, is_good in rows:
-        out.print(f"{MARKS[is_good]} {escape(name):<13} {escape(text)}")
+        out.print(f"{MARKS[is_good]} {escape(name):<13} {escape(without_codes(text))}")
     if any(is_good is False for _, _, is_good in rows):
         raise SystemExit(UNHEALTHY)
 
