@@ -107,10 +107,11 @@ def test_a_killed_run_resumes_with_nothing_lost_or_doubled(tmp_path: Path) -> No
 def test_a_process_that_is_killed_loses_and_doubles_nothing(tmp_path: Path) -> None:
     model, prompts, out = saved(tmp_path / "model"), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps({"text": f"dedent {number}"}) + "\n" for number in range(150)))
-    plan = replace(PLAN, max_tokens=40, batch_size=2, temperature=1.0)
+    plan = replace(PLAN, max_tokens=40, batch_size=32, temperature=1.0)
+    slowly = replace(plan, batch_size=2)  # so that there is a middle
     code = (
         "from pathlib import Path; from medusa_core.training.distill import DistillPlan, distill\n"
-        f"distill({str(model)!r}, Path({str(prompts)!r}), Path({str(out)!r}), {plan!r}, 'cpu')"
+        f"distill({str(model)!r}, Path({str(prompts)!r}), Path({str(out)!r}), {slowly!r}, 'cpu')"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 5):
@@ -126,7 +127,7 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(tmp_path: Path) -> N
 
     assert made.answers == made.written + kept.count(b"\n") == 151
     assert out.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
-    distill(str(model), prompts, tmp_path / "whole.jsonl", replace(plan, batch_size=32), "cpu")
+    distill(str(model), prompts, tmp_path / "whole.jsonl", plan, "cpu")
     assert read(out) == read(tmp_path / "whole.jsonl")
 
 
