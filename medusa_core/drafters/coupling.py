@@ -5,9 +5,9 @@ The noise of a draw depends on seed, position and token alone, so it is known wh
 tokens per step of the demo model were the same.
 
 With these heads a better ranking has little more to bring. On the demo model at temperature 1, heads alone (60 held-out
-prompts, three answers each), there are 3.9, 3.5 and 4.8 % more tokens per step with 8, 16 and 32 nodes than without
+prompts, three answers each), there are 3.8, 3.4 and 4.6 % more tokens per step with 8, 16 and 32 nodes than without
 noise. A small network, trained on other prompts to tell the drawn token from the same guesses and noise and too dear to
-draft with, comes to 4.2, 4.8 and 5.9 %. Heads have not seen the root, which is a draw itself: the token behind it costs
+draft with, comes to 4.2, 4.8 and 5.8 %. Heads have not seen the root, which is a draw itself: the token behind it costs
 the first head 3.8 nats without noise, and the model, which has seen it, 1.1.
 """
 
