@@ -35,6 +35,23 @@ def test_the_key_is_asked_for_when_it_is_needed_and_kept_nowhere(visits: Visits,
         page.wait_for_selector("#access:not([hidden])")
 
 
+def test_who_has_no_key_yet_is_not_refused_again_and_again(visits: Visits, tmp_path: Path) -> None:
+    with running(tmp_path, api_key="sesame") as server:
+        visit = visits(server.url)
+        visit.forgiven.append(UNAUTHORIZED)
+        paths: list[str] = []
+        visit.page.on("response", lambda response: paths.append(response.url.removeprefix(server.url)))
+        visit.page.clock.install()
+        page = visit.open()
+        page.wait_for_selector("#access:not([hidden])")
+        for count in (2, 3):
+            page.clock.run_for(11_000)
+            page.wait_for_timeout(300)
+            assert paths.count("/health") == count
+
+        assert paths.count("/v1/models") == 1
+
+
 def test_without_a_key_nothing_is_asked_for(visits: Visits, tmp_path: Path) -> None:
     with running(tmp_path) as server:
         page = visits(server.url).open()
