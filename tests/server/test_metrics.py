@@ -218,15 +218,14 @@ def test_what_a_plain_step_takes_is_learnt_from_traffic_but_not_from_one_that_st
     metrics = Metrics("demo", 4)
     model = metrics.of_model(INFO)
 
-    def plain_step(seconds: float) -> float:
-        model.count_step("off", StepStats({}, [], [], seconds, {}), emitted=1, gap_s=seconds)
+    def learnt(seconds: float, times: int = 1) -> float:
+        for _ in range(times):
+            model.count_step("off", StepStats({}, [], [], seconds, {}), emitted=1, gap_s=seconds)
         return samples(metrics)["medusa_plain_step_seconds", ""]
 
     assert INFO.plain_step_s == 0.005
-    assert plain_step(60.0) < 0.0065
-    for _ in range(500):
-        learnt = plain_step(0.010)
-    assert abs(learnt - 0.010) < 0.0001
+    assert learnt(60.0) < 0.0065
+    assert abs(learnt(0.010, times=500) - 0.010) < 0.0001
 
 
 def test_the_workers_memory_is_told_while_there_is_a_worker() -> None:
