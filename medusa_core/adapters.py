@@ -15,6 +15,7 @@ from torch import nn
 
 from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch, ModelNotFound
+from medusa_core.reasons import in_one_line
 
 if TYPE_CHECKING:
     # its module loads every quantiser that is installed, which whoever only looks for an adapter need not wait for
@@ -36,7 +37,7 @@ def find_adapter(heads: str | Path) -> Path | None:
         try:
             path = Path(snapshot_download(name, revision=revision, allow_patterns=[f"{ADAPTER_FOLDER}/*"]))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = in_one_line(error)
             raise ModelNotFound(f"no heads at {str(heads)!r}: {reason}; give a folder, a file or a hub id") from error
     folder = (path if path.is_dir() else path.parent) / ADAPTER_FOLDER
     return folder if (folder / "adapter_config.json").is_file() else None
@@ -120,4 +121,4 @@ def _misfit(folder: Path, reason: str) -> HeadsMismatch:
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the adapter in {str(folder)!r} cannot be read: {' '.join(str(error).split())[:300]}")
+    return CheckpointError(f"the adapter in {str(folder)!r} cannot be read: {in_one_line(error)}")

@@ -8,6 +8,7 @@ import torch
 
 from medusa_core.backbone import TransformersBackbone
 from medusa_core.fusion import fastest
+from medusa_core.reasons import in_one_line
 from medusa_core.tree import CandidateTree
 
 __all__ = ["attend_by_length", "attend_faster"]
@@ -69,7 +70,7 @@ def _difference(backbone: TransformersBackbone) -> str | None:
             try:
                 found.append(backbone.forward(fork, past, cache, cache.rows).hidden.float())
             except (AttributeError, NotImplementedError, RuntimeError, TypeError) as reason:
-                return f"a trial failed: {' '.join(str(reason).split())[:200]}"
+                return f"a trial failed: {in_one_line(reason)}"
         difference = float((found[1] - found[0]).abs().max() / found[0].abs().max())
         if not difference <= limit:  # what is no number is not within it either
             return f"a trial behind {committed} rows parts from buckets by {difference:.1e}"

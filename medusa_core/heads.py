@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medusa_core.config import HeadsConfig
 from medusa_core.errors import HeadsMismatch
+from medusa_core.reasons import in_one_line
 
 __all__ = ["DraftHeads", "TorchInt8"]
 
@@ -191,9 +192,7 @@ class DraftHeads(nn.Module):
         try:
             found(row)
         except (NotImplementedError, RuntimeError) as reason:
-            _log.info(
-                "LM heads stay as they are, int8 ones are not computed here: %s", " ".join(str(reason).split())[:200]
-            )
+            _log.info("LM heads stay as they are, int8 ones are not computed here: %s", in_one_line(reason))
             return False
         self._int8 = found
         return True

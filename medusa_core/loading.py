@@ -15,6 +15,7 @@ from medusa_core.backbone import ATTENTION, TransformersBackbone, register_atten
 from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
 from medusa_core.quantization import OPTIONS, judge, judge_model, quantization_arguments, quantize_in_place
+from medusa_core.reasons import in_one_line
 
 __all__ = [
     "choose_device",
@@ -138,10 +139,10 @@ def _load(model: str, config: Any, arguments: dict[str, Any]) -> Any:
     except KeyError as error:  # old attention classes look our name up in a table of their own
         raise UnsupportedModel(config.get_text_config().model_type, f"it has no attention named {error}") from error
     except ImportError as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ConfigurationError(f"the weights of {model!r} need a package that is not installed: {reason}") from error
     except (OSError, ValueError) as error:
-        raise ModelNotFound(f"the weights of {model!r} cannot be loaded: {error}") from error
+        raise ModelNotFound(f"the weights of {model!r} cannot be loaded: {in_one_line(error)}") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"the weights of {model!r} are damaged: {error}; copy them again, the last copy may have been cut short"
@@ -171,7 +172,7 @@ def read_config(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = in_one_line(error)
         raise ModelNotFound(f"no model at {model!r}: {reason}; give a folder with config.json or a hub id") from error
 
 

@@ -20,6 +20,7 @@ from medusa_core.errors import (
     UnsupportedParameter,
 )
 from medusa_core.infill import INFILL_FORMATS, PREFIX, InfillFormat
+from medusa_core.reasons import in_one_line
 from medusa_core.token_bytes import TokenBytes
 from medusa_core.tokenizer_files import load_tokenizer, own_template, tokenizer_folder
 from medusa_core.tool_formats import ToolFormat, tool_format_of
@@ -31,8 +32,6 @@ MAX_TOKEN_ID = 2**32
 
 # What a template raises on messages it was not written for, besides jinja's own errors.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
-# A template may quote the messages in what it raises.
-MAX_REASON = 300
 
 # A character of its own in every tokenizer: what follows it is no first word, so no space is put before it.
 JOINER = "☺"
@@ -138,7 +137,7 @@ class TextCodec:
         try:
             text = self._render_calls(self._chat_template, messages, variables)
         except TEMPLATE_ERRORS as error:
-            reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+            reason = in_one_line(error)
             raise InvalidParameter(f"the chat template refuses these messages: {reason}", "messages") from error
         _check_unicode(text, "messages")
         tokens = self._ids(text, add_special_tokens)

@@ -13,11 +13,10 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from medusa_core.chat_templates import known_template
 from medusa_core.config import model_location, split_revision
 from medusa_core.errors import CheckpointError, ModelNotFound
+from medusa_core.reasons import in_one_line
 
 __all__ = ["load_tokenizer", "own_template", "tokenizer_folder"]
 
-# Of what the hub says; an address and a request id fit.
-MAX_REASON = 300
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "chat_template*", "config.json")
 
 # Tokenizers that can be built from a sentencepiece model alone, by the class their checkpoint names. The models behind
@@ -39,7 +38,7 @@ def tokenizer_folder(model: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON]
+        reason = in_one_line(error)
         raise ModelNotFound(
             f"the model {model!r} is no folder here, and the hub does not have it or cannot be asked ({reason}); "
             "check the name, or give a folder or a hub id such as 'owner/name'"

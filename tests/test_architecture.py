@@ -30,7 +30,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"sampling", "tree", "calibration", "text", "constraints"},
         {"adapters", "quantization", "tokenizer_files", "tool_grammar", "detokenizer"},
         {"config", "chat_templates", "faults", "gbnf", "infill", "token_bytes", "tool_formats"},
-        {"errors"},
+        {"errors", "reasons"},
     ],
     "server": [
         {"cli"},

@@ -8,6 +8,7 @@ from torch import Tensor
 from medusa_core.checkpoints.files import Download, StoredTensors, indices, open_file, read_json, snapshot
 from medusa_core.config import model_location, split_revision
 from medusa_core.errors import HeadsMismatch, ModelNotFound
+from medusa_core.reasons import in_one_line
 
 __all__ = ["base_folder", "loaded_index", "read_lm_head", "vocab_size_of"]
 
@@ -85,5 +86,5 @@ def _fetched(model: str, patterns: Sequence[str], download: Download) -> Path:
     try:
         return download(name, revision, patterns)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = in_one_line(error)
         raise ModelNotFound(f"no model at {model!r}: {reason}; give a folder or a hub id") from error

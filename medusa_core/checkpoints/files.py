@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medusa_core.config import split_revision
 from medusa_core.errors import CheckpointError, ModelNotFound
+from medusa_core.reasons import in_one_line
 
 __all__ = [
     "HEADS_FILES",
@@ -208,7 +209,7 @@ def _calling_it_damaged(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    return CheckpointError(f"{str(path)!r} is damaged: {' '.join(str(error).split())}")
+    return CheckpointError(f"{str(path)!r} is damaged: {in_one_line(error)}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -256,7 +257,7 @@ def from_hub(source: str, head_keys: HeadKeys, download: Download) -> Path:
                 break
         return folder
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = in_one_line(error)
         raise ModelNotFound(
             f"no heads at {source!r}: {reason}; give a folder, a file or a hub id such as 'owner/name@refs/pr/1'"
         ) from error

@@ -16,6 +16,7 @@ from medusa_core.checkpoints.full_model import copy_with_heads
 from medusa_core.checkpoints.layouts import LAYOUTS, LOW_RANK, STYLES, Facts, Layout, LMHeadKind, kind_of
 from medusa_core.errors import CheckpointError, ConfigurationError, HeadsMismatch
 from medusa_core.heads import DraftHeads
+from medusa_core.reasons import in_one_line
 
 __all__ = ["layout_named", "no_half_written", "save_heads", "write_heads"]
 
@@ -171,5 +172,5 @@ def no_half_written(target: Path) -> Iterator[None]:
 
 def _unwritable(target: Path, error: Any) -> CheckpointError:
     reason = getattr(error, "strerror", None)
-    said = reason if reason is not None else " ".join(str(error).split())
+    said = reason if reason is not None else in_one_line(error)
     return CheckpointError(f"cannot write {str(target)!r}: {said}; nothing was left there")

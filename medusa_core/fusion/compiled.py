@@ -10,6 +10,7 @@ from torch import Tensor
 from medusa_core.fusion.kernels import Mask
 from medusa_core.fusion.model import Pass
 from medusa_core.kv_cache import KVCache
+from medusa_core.reasons import in_one_line
 
 __all__ = ["CompiledPass"]
 
@@ -61,6 +62,6 @@ class CompiledPass:
             return self._own(tokens, positions, masks, cache, None)
         except (ImportError, OSError, RuntimeError) as reason:
             self._compiled = None
-            _log.warning("steps are not compiled: %s", " ".join(str(reason).split())[:300])
+            _log.warning("steps are not compiled: %s", in_one_line(reason))
         # what was written so far lies in scratch rows, and is written again
         return self._own(tokens, positions, masks, cache, None)

@@ -20,6 +20,7 @@ from torch import Tensor
 from medusa_core.fusion.choosing import fastest
 from medusa_core.fusion.kernels import AttentionFunction, Kernels, Mask, Multiply, TorchKernels
 from medusa_core.fusion.lengths import PrefixMask
+from medusa_core.reasons import in_one_line
 
 __all__ = ["NativeKernels", "build", "build_with", "choose_kernels"]
 
@@ -233,7 +234,7 @@ def build_with(compilers: Iterable[str], scratch: Path | None) -> ctypes.CDLL | 
                 subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
                 return _load(library)
         except (OSError, AttributeError, subprocess.SubprocessError) as reason:
-            _log.info("%s builds no kernels: %s", compiler, " ".join(str(reason).split())[:300])
+            _log.info("%s builds no kernels: %s", compiler, in_one_line(reason))
     _log.info("no compiler here builds kernels for small models; they run on torch's")
     return None
 

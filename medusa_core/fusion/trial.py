@@ -11,6 +11,7 @@ from torch import Tensor
 from medusa_core.fusion.kernels import Kernels
 from medusa_core.fusion.model import FusedModel, Pass
 from medusa_core.kv_cache import KVCache
+from medusa_core.reasons import in_one_line
 
 __all__ = ["Trial", "fuse"]
 
@@ -43,7 +44,7 @@ def fuse(model: Any, kinds: Collection[str], positions: int, kernels: Kernels, t
         fused = FusedModel(model, kinds, positions, kernels)
         error = _difference(fused, model, kinds, positions, trial)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as reason:
-        _log.info("%s runs on its own modelling code: %s", family, " ".join(str(reason).split())[:200])
+        _log.info("%s runs on its own modelling code: %s", family, in_one_line(reason))
         return trial.own
     if not error <= _TOLERANCE.get(model.dtype, 0.0):
         _log.info("%s runs on its own modelling code: fused, its results differ by %.1e", family, error)

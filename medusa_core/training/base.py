@@ -12,6 +12,7 @@ from medusa_core.config import model_location, split_revision
 from medusa_core.errors import CheckpointError, ConfigurationError, ModelNotFound
 from medusa_core.loading import default_context, fix_longrope, read_config
 from medusa_core.quantization import dense_weight, quantization_arguments
+from medusa_core.reasons import in_one_line
 from medusa_core.training.packing import Batch
 from medusa_core.training.tokenizer import load_data_tokenizer
 
@@ -70,7 +71,7 @@ class FrozenBase:
                 **arguments,
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = in_one_line(error)
             raise ModelNotFound(f"cannot load the model {name!r}: {reason}; give a folder or a hub id") from error
         if found["missing_keys"]:  # they would be random numbers
             raise CheckpointError(

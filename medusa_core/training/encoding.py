@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from medusa_core.errors import ConfigurationError
+from medusa_core.reasons import in_one_line
 from medusa_core.text import TEMPLATE_ERRORS
 from medusa_core.training.records import Record, read_records
 
@@ -34,8 +35,6 @@ RECORDS_AT_ONCE = 512
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-# A template may quote a whole conversation in what it raises.
-MAX_REASON = 200
 SHOWN_TAIL = 40
 
 Turn = dict[str, Any]
@@ -302,5 +301,5 @@ def _refusals(template: str, messages: Sequence[Turn]) -> Iterator[None]:
     try:
         yield
     except TEMPLATE_ERRORS as error:
-        reason = " ".join(str(error).split())[:MAX_REASON]
+        reason = in_one_line(error)
         raise ConfigurationError(f"the chat template refuses this conversation: {reason}") from error

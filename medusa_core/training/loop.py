@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medusa_core.errors import CheckpointError, ConfigurationError
+from medusa_core.reasons import in_one_line
 from medusa_core.training.progress import progress_bar
 from medusa_core.training.workers import Workers, of_the_leader, sum_gradients
 
@@ -274,7 +275,7 @@ def _resume(recipe: Recipe, folder: Path, run: str) -> _Progress:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = in_one_line(error)
         raise CheckpointError(f"{str(path)!r} is damaged: {reason}; delete it to start anew") from error
     if state["run"] != run:
         raise ConfigurationError(

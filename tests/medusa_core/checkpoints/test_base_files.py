@@ -69,7 +69,7 @@ def test_a_hub_that_does_not_answer_is_said_in_one_line() -> None:
     def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise OSError("offline\nand more")
 
-    with pytest.raises(ModelNotFound, match="no model at 'owner/name': offline; give a folder or a hub id"):
+    with pytest.raises(ModelNotFound, match="no model at 'owner/name': offline and more; give a folder or a hub id"):
         base_folder("owner/name", download)
 
 

@@ -247,7 +247,7 @@ def test_a_hub_that_does_not_answer_leaves_a_message_with_the_way_out() -> None:
     def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise OSError("404 not found\nand much more")
 
-    with pytest.raises(ModelNotFound, match=r"'owner/name': 404 not found; give .* 'owner/name@refs/pr/1'"):
+    with pytest.raises(ModelNotFound, match=r"'owner/name': 404 not found and much more; give .* 'owner/name@refs/pr/1'"):
         load_heads("owner/name", LM_HEAD, download=download)
 
 
