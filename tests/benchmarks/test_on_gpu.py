@@ -1,3 +1,4 @@
+import gc
 import json
 
 import pytest
@@ -8,6 +9,13 @@ from benchmarks.on_gpu.attention import attention_ms, make_case
 from benchmarks.on_gpu.demo import parting
 from benchmarks.on_gpu.parts import PARTS, SHARES
 from medusa_core.evaluation.answers import Answer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_to_collect() -> None:
+    """The benchmark collects garbage 40 times, and would look through all that other tests have left each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def test_every_part_runs_tiny_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
