@@ -245,9 +245,9 @@ def test_what_stands_beside_the_heads_of_a_hub_id_is_found_where_they_were_fetch
 
 def test_a_hub_that_does_not_answer_leaves_a_message_with_the_way_out() -> None:
     def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-        raise OSError("404 not found\nand much more")
+        raise OSError("404 not found\nand more")
 
-    with pytest.raises(ModelNotFound, match=r"'owner/name': 404 not found and much more; give .* 'owner/name@refs/pr/1'"):
+    with pytest.raises(ModelNotFound, match=r"'owner/name': 404 not found and more; give .* 'owner/name@refs/pr/1'"):
         load_heads("owner/name", LM_HEAD, download=download)
 
 
