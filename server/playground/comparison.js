@@ -75,7 +75,8 @@ export function gapAt(scored, offset, other) {
 export function ratioOf(fast, plain) {
   if (!fast || !plain) return "The answer is too short to compare times.";
   const ratio = plain / fast;
-  const later = plain - fast;
+  // of the times as they are shown, so that the sum is right
+  const later = Number(plain.toFixed(2)) - Number(fast.toFixed(2));
   if (Math.abs(later) < 0.005) return `Both took the same time, ${fast.toFixed(2)} s from first to last token.`;
   const came = `Without speculation it came ${Math.abs(later).toFixed(2)} s ${later >= 0 ? "later" : "earlier"}`;
   const times = `${fast.toFixed(2)} s against ${plain.toFixed(2)} s from first to last token`;

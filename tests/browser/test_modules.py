@@ -144,6 +144,7 @@ def test_how_close_it_was_is_read_from_either_endpoints_log_probabilities(call: 
         (1.0, 2.5, "Without speculation it came 1.50 s later: 1.00 s against 2.50 s .+, 2.50 times as long."),
         (2.5, 1.0, "Without speculation it came 1.50 s earlier: .+ Here guessing cost more than it saved"),
         (1.0, 1.004, "Both took the same time, 1.00 s"),
+        (0.2449, 0.2251, "Without speculation it came 0.01 s earlier: 0.24 s against 0.23 s"),
         (None, 1.0, "too short"),
     ],
 )
