@@ -1,13 +1,15 @@
 """Requests that one process receives and another answers: what travels between the two."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
+import msgspec
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope
 
-__all__ = ["plain_scope", "relayed_answer", "whole_response"]
+__all__ = ["ANSWERED_BY", "answer_with_room", "disconnected", "plain_scope", "relayed_answer", "whole_response"]
 
 logger = logging.getLogger("medusa.relayed")
 
@@ -16,6 +18,8 @@ PLAIN_KEYS = (
     "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
     "client", "server",
 )  # fmt: skip
+# The key of an answer's first message that names the process it comes from.
+ANSWERED_BY = "medusa.answered_by"
 
 
 def plain_scope(scope: Scope) -> Scope:
@@ -57,3 +61,43 @@ def whole_response(messages: Sequence[Message]) -> Response:
     response = Response(b"".join(part.get("body", b"") for part in parts), start["status"])
     response.raw_headers = list(start["headers"])
     return response
+
+
+async def answer_with_room(
+    ask: Callable[[Sequence[str]], AsyncGenerator[Message, None]], most: int
+) -> AsyncGenerator[Message, None]:
+    """The answer of the first process whose queue is not full, or what the last one said that was asked.
+
+    ask:  sends the request to a process, none of those named if there is another; the first message of its answer tells
+          under ANSWERED_BY who it is.
+    most: how many there are at most.
+    """
+    full: list[str] = []
+    while True:
+        async with contextlib.aclosing(ask(full)) as answer:
+            refusal: list[Message] = []
+            async for message in answer:
+                if refusal or (message["type"] == "http.response.start" and message["status"] == 429):
+                    refusal.append(message)
+                else:
+                    yield message
+        if not refusal:
+            return
+        answered_by = refusal[0][ANSWERED_BY]
+        if answered_by in full or len(full) + 1 == most or not _is_of_full_queue(refusal):
+            for message in refusal:
+                yield message
+            return
+        full.append(answered_by)
+
+
+def _is_of_full_queue(refusal: Sequence[Message]) -> bool:
+    """Whether a 429 is for want of a place, and not because the client has asked too often."""
+    code: str = msgspec.json.decode(whole_response(refusal).body)["error"]["code"]
+    return code == "queue_full"
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

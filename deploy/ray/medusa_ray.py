@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -50,8 +51,8 @@ from server.commands.shared import one_line_errors
 from server.conversations import conversation_key
 from server.errors import error_body, error_response
 from server.logs import configure_logs, rendering_of
-from server.merged_metrics import CONTENT_TYPE_LATEST, merged_metrics
-from server.relayed import plain_scope, relayed_answer, whole_response
+from server.merged_metrics import merged_metrics
+from server.relayed import ANSWERED_BY, answer_with_room, disconnected, plain_scope, relayed_answer, whole_response
 from server.serving import open_port
 from server.settings import Settings, load_settings
 from server.worker.client import ENGINE_FACTORY
@@ -65,11 +66,13 @@ PATIENCE = 1
 GATHER_TIMEOUT_S = 8.0
 PROBE_TIMEOUT_S = 3.0
 DRAIN_INTERVAL_S = 0.1
-# What waits is averaged over so long before the number of replicas follows it.
-LOOK_BACK_S = 10.0
+# What waits is averaged over so long before the number of replicas follows it. Ray hears of it every ten seconds.
+LOOK_BACK_S = 20.0
 RETRY_AFTER_S = 5
 # Ray's proxy sends it too, and the same one.
 RAYS_HEADER = b"x-request-id"
+# The part of a request's scope that names the replicas whose queues were full.
+FULL_REPLICAS = "medusa.full_replicas"
 # Requests and answers are kilobytes; Ray would set aside a third of the machine's memory.
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 # The server in each replica keeps a log of its own.
@@ -104,12 +107,13 @@ class PrefixRouter(ConsistentHashRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """All replicas, the preferred first, each a rank of its own."""
+        """All replicas, the preferred first, each a rank of its own; those that refused this request come last."""
         ranks = await super().choose_replicas(candidate_replicas, pending_request)
+        full = pending_request.args[0].get(FULL_REPLICAS, ()) if pending_request is not None else ()
         loads = [sum(self.replica_queue_len_cache.get(replica.replica_id) or 0 for replica in rank) for rank in ranks]
         excess = {id(rank): max(0, load - min(loads) - PATIENCE) for rank, load in zip(ranks, loads, strict=True)}
         # sorting keeps the order of the keys among those that are not too busy
-        return sorted(ranks, key=lambda rank: excess[id(rank)])
+        return sorted(ranks, key=lambda rank: (rank[0].replica_id.unique_id in full, excess[id(rank)]))
 
 
 class Replica:
@@ -136,6 +140,7 @@ class Replica:
             async for message in messages:
                 if message["type"] == "http.response.start":
                     message["headers"] = [(name, value) for name, value in message["headers"] if name != RAYS_HEADER]
+                    message[ANSWERED_BY] = serve.get_replica_context().replica_id.unique_id
                 yield message
 
     async def whole_answer(self, scope: Scope, body: bytes) -> tuple[str, list[Message]]:
@@ -154,11 +159,13 @@ class Front:
     """Reads requests and passes them to the replica that knows their conversation; holds no model.
 
     replicas: where they go.
+    most:     how many of them there can be.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Replica], settings: Settings) -> None:
+    def __init__(self, replicas: DeploymentHandle[Replica], most: int, settings: Settings) -> None:
         # any option makes the handle look for the replicas now, and not at the first request
         self._replicas = replicas.options(session_id="")
+        self._most = most
         self._settings = settings
         self._is_draining = False
         self._answering = 0
@@ -179,8 +186,7 @@ class Front:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        body = (await receive())["body"]
-        plain = plain_scope(scope)
+        plain, body = plain_scope(scope), (await receive())["body"]
         if scope["path"] == "/metrics":
             await (await self._gathered(plain, body))(scope, receive, send)
         elif scope["path"] in ("/health", "/ready"):
@@ -195,15 +201,15 @@ class Front:
                 self._answering -= 1
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer with what the conversation's replica answers; what ends it too early becomes an error or an event."""
-        key, timeout_s = conversation_key(Headers(scope=scope), body), self._settings.request_timeout_s
-        answer = self._replicas.options(stream=True, session_id=key).answer.remote(scope, body)
+        """Answer with what a replica answers; what ends it too early becomes an error or an event."""
         leaving = asyncio.create_task(disconnected(receive))
-        leaving.add_done_callback(lambda task: None if task.cancelled() else answer.cancel())
         is_stream, is_begun = False, False
         try:
             # the replica counts from when it hears of the request, and it may wait here for a place
-            async with asyncio.timeout(timeout_s) as waiting:
+            async with (
+                asyncio.timeout(self._settings.request_timeout_s) as waiting,
+                contextlib.aclosing(answer_with_room(partial(self._asked, scope, body, leaving), self._most)) as answer,
+            ):
                 async for message in answer:
                     waiting.reschedule(None)
                     if message["type"] == "http.response.start":
@@ -213,7 +219,6 @@ class Front:
         except (RayError, RayServeException, asyncio.CancelledError, TimeoutError) as error:
             if leaving.done():
                 return
-            answer.cancel()
             if isinstance(error, asyncio.CancelledError) or (is_begun and not is_stream):
                 raise
             told = self._explained(error)
@@ -224,6 +229,20 @@ class Front:
                 await error_response(told)(scope, receive, send)
         finally:
             leaving.cancel()
+
+    async def _asked(
+        self, scope: Scope, body: bytes, leaving: asyncio.Task[None], full: Sequence[str]
+    ) -> AsyncGenerator[Message, None]:
+        """What the conversation's replica answers, or the next one that is not full; until the client leaves."""
+        session = self._replicas.options(stream=True, session_id=conversation_key(Headers(scope=scope), body))
+        answer = session.answer.remote({**scope, FULL_REPLICAS: full}, body)
+        leaving.add_done_callback(lambda task: None if task.cancelled() else answer.cancel())
+        try:
+            async for message in answer:
+                yield message
+        except BaseException:
+            answer.cancel()
+            raise
 
     async def _probed(self, scope: Scope, body: bytes) -> Response:
         """What any replica says of itself; without one Front lives all the same, and nobody is ready."""
@@ -252,12 +271,7 @@ class Front:
         told = dict(answer for answer in answers if not isinstance(answer, BaseException))
         if not told:
             return error_response(NotReady("no replica tells its metrics now", RETRY_AFTER_S))
-        responses = {rank: whole_response(messages) for rank, messages in told.items()}
-        refused = next((response for response in responses.values() if response.status_code != 200), None)
-        if refused is not None:
-            return refused
-        texts = {rank: bytes(response.body).decode() for rank, response in responses.items()}
-        return Response(merged_metrics(texts), headers={"content-type": CONTENT_TYPE_LATEST})
+        return merged_metrics({rank: whole_response(messages) for rank, messages in told.items()})
 
     def _not_ready(self) -> NotReady:
         reason = "the server is shutting down" if self._is_draining else "no replica has the model loaded now"
@@ -269,12 +283,6 @@ class Front:
         if isinstance(error, TimeoutError):
             return QueueTimeout(self._settings.request_timeout_s, RETRY_AFTER_S)
         return WorkerDied("the replica ended while it answered; another takes its place, send the request again")
-
-
-async def disconnected(receive: Receive) -> None:
-    """Return when the client has closed its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def gpus_of(settings: Settings) -> int:
@@ -329,7 +337,7 @@ def build(scaling: Scaling) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
     )
-    return front.bind(replicas.bind(settings, ENGINE_FACTORY), settings)
+    return front.bind(replicas.bind(settings, ENGINE_FACTORY), most, settings)
 
 
 def main(

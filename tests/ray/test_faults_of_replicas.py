@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.ray.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S, Cluster, cluster, starting, wait_for
+from tests.ray.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S, Cluster, cluster, is_ready, starting, wait_for
 
 DELAYS = "--upscale-delay-s", "1", "--downscale-delay-s", "1"
 ONE_MORE = "--min-replicas", "1", "--max-replicas", "2", "--fronts", "1", *DELAYS
@@ -95,12 +95,13 @@ def test_replicas_come_and_go_with_the_queue_and_every_end_waits_for_what_runs(t
         with growing.stream("the last one") as events:
             first = next(events)
             growing.process.send_signal(signal.SIGTERM)
-            wait_for("refused", lambda: growing.chat("too late").status_code == 503)
-            ready = httpx.get(f"{growing.url}/ready", timeout=30)
+            # only the probe may ask before: what is still taken waits until the stream ends, and the server with it
+            wait_for("draining", lambda: not is_ready(growing.url))
+            late = growing.chat("too late")
             rest = [*events]
 
-        assert ready.status_code == 503
-        assert ready.json()["error"]["message"] == "the server is shutting down"
+        assert late.status_code == 503
+        assert late.json()["error"]["message"] == "the server is shutting down"
 
         assert "error" not in json.loads(first)
         assert rest[-1] == "[DONE]"

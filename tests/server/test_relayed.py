@@ -2,7 +2,7 @@ import asyncio
 import json
 import logging
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 from starlette.applications import Starlette
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from server.relayed import plain_scope, relayed_answer, whole_response
+from server.relayed import ANSWERED_BY, answer_with_room, disconnected, plain_scope, relayed_answer, whole_response
 
 
 async def echo(request: Request) -> Response:
@@ -101,3 +101,54 @@ def test_a_request_that_fails_is_answered_and_told_in_the_log(caplog: pytest.Log
 
     assert response.status_code == 500
     assert [record.message for record in caplog.records] == ["a request failed"]
+
+
+def of_replicas(codes: dict[str, str], most: int) -> tuple[Response, list[str]]:
+    """What comes of a request, and who was asked; a replica without a code answers."""
+    asked: list[str] = []
+
+    async def ask(full: Sequence[str]) -> AsyncGenerator[Message, None]:
+        replica = next((name for name in codes if name not in full), next(iter(codes)))
+        asked.append(replica)
+        code = codes[replica]
+        yield {"type": "http.response.start", "status": 429 if code else 200, "headers": [], ANSWERED_BY: replica}
+        for part in json.dumps({"error": {"code": code}} if code else replica):
+            yield {"type": "http.response.body", "body": part.encode(), "more_body": True}
+
+    async def collect() -> list[Message]:
+        return [message async for message in answer_with_room(ask, most)]
+
+    return whole_response(asyncio.run(collect())), asked
+
+
+@pytest.mark.parametrize(
+    ("codes", "most", "status", "expected"),
+    [
+        ({"a": "", "b": ""}, 2, 200, ["a"]),
+        ({"a": "queue_full", "b": ""}, 2, 200, ["a", "b"]),
+        ({"a": "queue_full", "b": "queue_full", "c": ""}, 3, 200, ["a", "b", "c"]),
+        ({"a": "queue_full", "b": "queue_full"}, 2, 429, ["a", "b"]),
+        # one of four that there could be runs, and nobody else can be asked
+        ({"a": "queue_full"}, 4, 429, ["a", "a"]),
+        ({"a": "rate_limit_exceeded", "b": ""}, 2, 429, ["a"]),
+    ],
+)
+def test_a_request_is_refused_only_when_no_replica_has_a_place(
+    codes: dict[str, str], most: int, status: int, expected: list[str]
+) -> None:
+    answer, asked = of_replicas(codes, most)
+
+    assert answer.status_code == status
+    assert asked == expected
+    assert json.loads(answer.body) == (asked[-1] if status == 200 else {"error": {"code": codes[asked[-1]]}})
+
+
+def test_a_client_has_left_when_its_connection_is_closed() -> None:
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    asyncio.run(disconnected(receive))
+
+    assert messages == []
