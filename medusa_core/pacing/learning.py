@@ -5,8 +5,9 @@ machine does changes no choice. However wrong the averages are, an account of th
 a request from being slower than plain decoding by more than LIMIT.
 
 Where the sequence repeats itself lookup foresees what follows, often as deep as a tree goes, and a few steps later
-nothing. One average would be right in neither place, so steps are told apart by whether an echo was heard when they
-began. That is known on the host and costs nothing, also while decoding plainly.
+nothing. One average would be right in neither place, so steps are told apart by how much of an echo was heard when
+they began. That is known on the host and costs nothing, also while decoding plainly: an echo that goes on has foretold
+rightly, with or without a tree. The more of it was heard, the more of what trees may lose is there to try it.
 """
 
 from collections import deque
@@ -14,13 +15,11 @@ from collections.abc import Mapping, Sequence
 
 from medusa_core.pacing.account import LIMIT, LIMIT_TOKENS, Account
 from medusa_core.pacing.costs import StepCosts
-from medusa_core.pacing.echo import Echo
+from medusa_core.pacing.echo import STRENGTHS, Echo
 from medusa_core.pacing.gains import Gains
 
 __all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
 
-# Of what trees may lose, so much is left for the steps where an echo is heard.
-_KEPT = 0.5
 # While nothing pays, probing starts after so few steps at first and after twice as many each time, in the end after so
 # many at least, and so seldom that what it may lose, its first step and half of another, is this share of the time.
 _FIRST_INTERVAL, _INTERVAL, _SHARE, _LOST_STEPS = 8, 48, 0.02, 1.5
@@ -45,9 +44,9 @@ class Pacing:
         echoed: the same where the sequence repeats itself; None where nobody looks up what it repeats.
         """
         self._costs = costs
-        known = {False: tokens} if echoed is None else {False: tokens, True: echoed}
-        self._calibrated = {heard: {size: by[size] for size in costs.sizes} for heard, by in known.items()}
-        self._learnt = {heard: Gains(by, _SLOW_RATE) for heard, by in self._calibrated.items()}
+        known = [tokens] if echoed is None else [tokens if strength == 0 else echoed for strength in STRENGTHS]
+        self._calibrated = [{size: by[size] for size in costs.sizes} for by in known]
+        self._learnt = [Gains(by, _SLOW_RATE) for by in self._calibrated]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -65,12 +64,11 @@ class Pacing:
         texts:      what lookup may find, the sequence so far last.
         """
         sizes = [size for size in self.sizes if most_nodes is None or size <= most_nodes]
-        habits = {}
-        for heard, learnt in self._learnt.items():
-            calibrated = self._calibrated[heard]
+        habits: list[_Habit] = []
+        for calibrated, learnt in zip(self._calibrated, self._learnt, strict=True):
             start = calibrated if is_seeded else learnt.tokens()
-            share = 1.0 - _KEPT if not heard and len(self._learnt) > 1 else 1.0
-            habits[heard] = _Habit({size: start[size] for size in sizes}, calibrated, learnt, share)
+            share = (len(habits) + 1) / len(self._learnt)
+            habits.append(_Habit({size: start[size] for size in sizes}, calibrated, learnt, share))
         return LearningPace(self._costs, is_sampled, habits, Echo(texts) if len(habits) > 1 else None)
 
 
@@ -100,11 +98,11 @@ class _Habit:
 class LearningPace:
     """The pace of one request."""
 
-    def __init__(self, costs: StepCosts, is_sampled: bool, habits: Mapping[bool, _Habit], echo: Echo | None) -> None:
-        """What is done in each kind of place, by whether an echo is heard there; without one there is only one."""
+    def __init__(self, costs: StepCosts, is_sampled: bool, habits: Sequence[_Habit], echo: Echo | None) -> None:
+        """What is done in each kind of place, by the strength of the echo there; without one there is only one."""
         self._costs, self._is_sampled = costs, is_sampled
         self._habits, self._echo = habits, echo
-        self._sizes = habits[False].gains.sizes
+        self._sizes = habits[0].gains.sizes
         self._seconds: dict[int, float] = {}
         self._rows: int | None = None
         self._first_s = 0.0  # a plain step where the answer begins
@@ -118,7 +116,7 @@ class LearningPace:
             self._seconds = {size: self._costs.seconds(size, rows[size], self._is_sampled) for size in self._sizes}
             self._first_s = self._first_s if self._rows is not None else self._seconds[1]
             self._rows = past
-        habit = self._habits[self._echo is not None and self._echo.is_heard]
+        habit = self._habits[self._echo.strength if self._echo is not None else 0]
         habit.size = self._fastest(habit)
         size = self._size_to_try(habit, habit.size)
         if not self._is_affordable(habit, size):
