@@ -29,15 +29,16 @@ class Echo:
             ends = zip(*(text[first:] for first in range(_LENGTHS[0])), strict=False)
             # what ends a text has nothing behind it, and in the sequence not yet
             self._behind.update(zip(ends, range(start, len(self._known)), strict=False))
+        self._end = tuple(self._known[-_LENGTHS[0] :])
         self._look_up()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The sequence goes on with these."""
         for token in tokens:
-            self._behind[self._end()] = len(self._known)
-            is_foreseen = self._place is not None and self._known[self._place] == token
+            self._behind[self._end] = len(self._known)
             self._known.append(token)
-            if self._place is not None and is_foreseen:
+            self._end = tuple(self._known[-_LENGTHS[0] :])
+            if self._place is not None and self._known[self._place] == token:
                 self._place, self._length = self._place + 1, self._length + 1
             else:
                 self._look_up()
@@ -49,11 +50,8 @@ class Echo:
             return 0
         return bisect_right(_LENGTHS, self._length)
 
-    def _end(self) -> tuple[int | None, ...]:
-        return tuple(self._known[-_LENGTHS[0] :])
-
     def _look_up(self) -> None:
-        self._place, self._length = self._behind.get(self._end()), 0
+        self._place, self._length = self._behind.get(self._end), 0
         if self._place is not None:
             said = self._known[max(0, self._place - _LENGTHS[-1]) : self._place]
             for one, other in zip(reversed(said), reversed(self._known), strict=False):

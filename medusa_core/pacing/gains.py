@@ -37,29 +37,33 @@ class Gains:
         # what the nodes between a size and the next smaller one bring, and what the smaller tree brought meanwhile
         self._added = [max(0.0, larger - smaller) for smaller, larger in pairwise(ordered)]
         self._below = [smaller - 1.0 for smaller in ordered[:-1]]
-        self._unseen = [0] * len(self._added)  # steps since a tree was that large
+        self._steps = 0
+        self._seen = [0] * len(self._added)  # the last step with a tree that large
+        self._tokens: dict[int, float] | None = None  # what to expect, until it changes
 
     def observe(self, num_nodes: int, path: Sequence[int]) -> None:
         """Of a tree of so many nodes these were accepted, root left out."""
+        self._steps += 1
         for index, (smaller, size) in enumerate(pairwise(self.sizes)):
             if size > num_nodes:
-                self._unseen[index] += 1
-                continue
+                break
             below = sum(node < smaller for node in path)
             added = sum(node < size for node in path) - below
             # what is seen seldom stands for the steps in between as well, as far as one step can
-            weight = 1.0 - (1.0 - self._rate) ** min(self._unseen[index] + 1, _MOST_STEPS)
+            weight = 1.0 - (1.0 - self._rate) ** min(self._steps - self._seen[index], _MOST_STEPS)
             self._added[index] += weight * (added - self._added[index])
             self._below[index] += weight * (below - self._below[index])
-            self._unseen[index] = 0
+            self._seen[index], self._tokens = self._steps, None
 
-    def tokens(self) -> dict[int, float]:
-        """Tokens per step to expect of each size."""
-        found, gained = {self.sizes[0]: 1.0}, 0.0
-        for size, added, below in zip(self.sizes[1:], self._added, self._below, strict=True):
-            gained += added * (gained + _FEW) / (below + _FEW)
-            found[size] = 1.0 + gained
-        return found
+    def tokens(self) -> Mapping[int, float]:
+        """Tokens per step to expect of each size; the same object as long as nothing else is expected."""
+        if self._tokens is None:
+            found, gained = {self.sizes[0]: 1.0}, 0.0
+            for size, added, below in zip(self.sizes[1:], self._added, self._below, strict=True):
+                gained += added * (gained + _FEW) / (below + _FEW)
+                found[size] = 1.0 + gained
+            self._tokens = found
+        return self._tokens
 
 
 def expected_tokens(sizes: Sequence[int], calibration: Calibration | None, has_heads: bool) -> dict[int, float]:

@@ -88,6 +88,20 @@ class _Habit:
         self.since_probing: int | None = None  # None before the first
         self.wait: float = _FIRST_INTERVAL
         self.probed: float | None = None  # seconds won by the probing that goes on; None when none does
+        self._ranked: Mapping[int, float] = {}
+        self._ranked_by: tuple[object, object] = None, None
+
+    def speeds(self, seconds: Mapping[int, float]) -> Mapping[int, float]:
+        """Tokens per second by size, the fastest first, where steps take these seconds.
+
+        Most steps change neither, and what is asked between two of them is time in which nothing is computed.
+        """
+        tokens = self.gains.tokens()
+        if self._ranked_by[0] is not tokens or self._ranked_by[1] is not seconds:
+            speed = {size: tokens[size] / taken for size, taken in seconds.items()}
+            self._ranked = dict(sorted(speed.items(), key=lambda ranked: ranked[1], reverse=True))
+            self._ranked_by = tokens, seconds
+        return self._ranked
 
     def observe(self, num_nodes: int, path: Sequence[int]) -> None:
         """Of a tree of so many nodes these were accepted, root left out."""
@@ -147,15 +161,15 @@ class LearningPace:
 
     def _is_affordable(self, habit: _Habit, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""
-        return self._account.affords(self._extra(size), self._first_s, habit.share)
+        return size == 1 or self._account.affords(self._extra(size), self._first_s, habit.share)
 
     def _fastest(self, habit: _Habit) -> int:
         """The affordable size with most tokens per second; the last choice unless another is clearly better."""
-        tokens = habit.gains.tokens()
-        affordable = [size for size in self._sizes if size == 1 or self._is_affordable(habit, size)]
-        speed = {size: tokens[size] / self._seconds[size] for size in affordable}
-        best = max(speed, key=lambda size: speed[size])
-        kept = habit.size if habit.size in speed else best
+        speed = habit.speeds(self._seconds)
+        best = next(size for size in speed if self._is_affordable(habit, size))
+        kept = habit.size
+        if kept is None or kept == best or not self._is_affordable(habit, kept):
+            return best
         return best if speed[best] > _BETTER * speed[kept] else kept
 
     def _promising(self, habit: _Habit) -> int:
@@ -175,16 +189,17 @@ class LearningPace:
         if not above:
             habit.since_probing = 0
             return size
-        larger = above[0] if size > 1 else self._promising(habit)
         # a request that would begin plainly begins with trying: it may be unlike the ones before
-        wait = habit.wait if size == 1 else self._longest_wait(size, larger)
+        wait = habit.wait if size == 1 else self._longest_wait(size, above[0])
         is_due = size == 1 if habit.since_probing is None else habit.since_probing >= wait
         habit.since_probing = 1 if is_due or habit.since_probing is None else habit.since_probing + 1
         if not is_due:
             return size
-        if size == 1:
-            habit.probed, habit.wait = 0.0, min(2 * wait, self._longest_wait(size, larger))
-        return larger
+        if size > 1:
+            return above[0]
+        promising = self._promising(habit)
+        habit.probed, habit.wait = 0.0, min(2 * wait, self._longest_wait(size, promising))
+        return promising
 
     def _longest_wait(self, size: int, larger: int) -> float:
         """Steps from one probing of a larger size to the next while this one is the fastest, in the long run."""
