@@ -5,7 +5,7 @@ little is guessed. Everybody answers each prompt in turn, with a seed where toke
 the same. Decoding is timed by the time that its thread ran, which other programs disturb little. Prints a table and one
 JSON document as the last line.
 
-Usage: python benchmarks/sizes.py [--model demo] [--fixed 8 16] [--prompts 12] [--max-tokens 128] [--repeats 2]
+Usage: python benchmarks/sizes.py [--model demo] [--fixed 8 16] [--prompts 30] [--max-tokens 128] [--repeats 2]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
 HOT = 1.5
-LONG_DOCUMENTS = 2
+LONG_DOCUMENTS = 6
 
 Prompt = tuple[int, ...]
 
@@ -57,7 +57,8 @@ def workloads(prompts: Sequence[Prompt], max_context: int, max_tokens: int, coun
     """Ordinary and long prompts, greedy and hot; a long one is several joined."""
     room = max_context - max_tokens
     joined = sum(prompts, ())
-    long = [joined[start * room : (start + 1) * room] for start in range(LONG_DOCUMENTS)]
+    starts = [max(0, len(joined) - room) * number // (LONG_DOCUMENTS - 1) for number in range(LONG_DOCUMENTS)]
+    long = [joined[start : start + room] for start in starts]
     chosen = prompts[:: max(1, len(prompts) // count)][:count]
     greedy, hot = SamplingParams(0.0), SamplingParams(HOT, seed=1)
     kinds = {"ordinary": chosen, "long": [document for document in long if document]}
@@ -112,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--fixed", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--prompts", type=int, default=12, help="ordinary prompts that are answered")
+    parser.add_argument("--prompts", type=int, default=30, help="ordinary prompts that are answered")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the JSON document to this file")
