@@ -28,6 +28,9 @@ _FIRST_INTERVAL, _INTERVAL, _SHARE, _LOST_STEPS = 8, 48, 0.02, 1.5
 _LARGER_INTERVAL, _LARGER_SHARE = 16, 0.02
 # Weight of one step in the averages of a request, and in those of all requests.
 _RATE, _SLOW_RATE = 1 / 24, 1 / 256
+# A tree behind a plain step costs so many times more over plain than one behind a tree, as which it was timed: it finds
+# the processor's caches filled with what plain decoding needs, and leaves them filled with what it does not need.
+_ALONE = 1.2
 # Another size has to be so much faster before it is taken.
 _BETTER = 1.03
 # Costs are looked up anew after so many rows. They grow with them: a tree's is taken at the end of those rows, a plain
@@ -120,6 +123,7 @@ class LearningPace:
         self._seconds: dict[int, float] = {}
         self._rows: int | None = None
         self._first_s = 0.0  # a plain step where the answer begins
+        self._size = 1  # of the last step
         self._account = Account()
         self._begun: deque[_Habit] = deque()  # of the steps whose results are not known yet
 
@@ -137,6 +141,7 @@ class LearningPace:
             size = habit.size
         # the one token that every step brings is counted here, because its result may come late
         self._account.charge(self._extra(size), self._seconds[1])
+        self._size = size
         self._begun.append(habit)
         return size
 
@@ -156,8 +161,9 @@ class LearningPace:
                 habit.probed = None
 
     def _extra(self, size: int) -> float:
-        """Seconds that a tree of a size costs over plain decoding."""
-        return self._seconds[size] - self._seconds[1]
+        """Seconds that a tree of a size costs over plain decoding, behind the last step."""
+        extra = self._seconds[size] - self._seconds[1]
+        return _ALONE * extra if self._size == 1 else extra
 
     def _is_affordable(self, habit: _Habit, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""

@@ -124,10 +124,18 @@ def test_without_trees_that_fit_every_step_is_plain() -> None:
 
 
 def test_a_smaller_tree_is_taken_where_the_fastest_could_lose_too_much() -> None:
-    known = Pacing(step_costs({1: 1.0, 4: 1.8, 16: 3.2}), {1: 1.0, 4: 2.0, 16: 5.0}, None)
-    sizes = decode(known.begin(None, False, True, ()), step_costs({1: 1.0, 4: 1.8, 16: 3.2}), nothing(), 20).sizes
+    known = Pacing(step_costs({1: 1.0, 4: 1.3, 16: 3.2}), {1: 1.0, 4: 2.0, 16: 5.0}, None)
+    sizes = decode(known.begin(None, False, True, ()), step_costs({1: 1.0, 4: 1.3, 16: 3.2}), nothing(), 20).sizes
 
     assert sizes[:3] == [16, 4, 1]
+
+
+@pytest.mark.parametrize(("taken", "expected"), [(3.4, 8), (3.8, 1)])
+def test_a_tree_behind_a_plain_step_is_counted_as_dearer_than_it_was_timed(taken: float, expected: int) -> None:
+    # three plain steps may be lost, which is more than both take beyond one
+    known = Pacing(step_costs({1: 1.0, 8: taken}), {1: 1.0, 8: 6.0}, None)
+
+    assert known.begin(None, False, True, ()).choose(100) == expected
 
 
 def test_no_tree_is_larger_than_the_request_allows() -> None:
