@@ -41,7 +41,7 @@ class _Always:
 
     drafter: Drafter
 
-    def next(self, past: int) -> Drafter:
+    def next(self, past: int, forced: int = 0) -> Drafter:
         """See Drafting.next."""
         return self.drafter
 

@@ -17,9 +17,9 @@ class Paced:
         self._drafters, self._asked, self._pace = drafters, asked, pace
         self._of_size: dict[int, Drafter] = {}
 
-    def next(self, past: int) -> Drafter:
-        """The drafter of the step that is issued next, behind about `past` rows."""
-        num_nodes = self._pace.choose(past)
+    def next(self, past: int, forced: int = 0) -> Drafter:
+        """The drafter of the step that is issued next, behind about `past` rows; `forced` as of Pace.choose."""
+        num_nodes = self._pace.choose(past, forced)
         if num_nodes not in self._of_size:
             speculation = replace(self._asked.speculation, max_nodes=num_nodes)
             self._of_size[num_nodes] = self._drafters.get(replace(self._asked, speculation=speculation))

@@ -20,7 +20,7 @@ class StepCosts:
 
         delivery_s: what every step takes beside what was timed, whatever its size, until its tokens are on their way.
         """
-        self._delivery_s = delivery_s
+        self.most_tokens, self._delivery_s = most_tokens, delivery_s
         greedy = sorted((curve for curve in curves if not curve.is_sampled), key=lambda curve: curve.context)
         self._short, self._long = greedy[0], greedy[-1]
         self._sampled = next((curve for curve in curves if curve.is_sampled), None)

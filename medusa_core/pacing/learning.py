@@ -8,6 +8,8 @@ Where the sequence repeats itself lookup foresees what follows, often as deep as
 nothing. One average would be right in neither place, so steps are told apart by how much of an echo was heard when
 they began. That is known on the host and costs nothing, also while decoding plainly: an echo that goes on has foretold
 rightly, with or without a tree. The more of it was heard, the more of what trees may lose is there to try it.
+
+Where a grammar leaves no choice nothing need be learnt: a tree that holds the span brings it for certain.
 """
 
 from collections import deque
@@ -20,6 +22,8 @@ from medusa_core.pacing.gains import Gains
 
 __all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
 
+# Of what trees may lose, so much is left for the steps where an echo is heard.
+_KEPT = 0.5
 # While nothing pays, probing starts after so few steps at first and after twice as many each time, in the end after so
 # many at least, and so seldom that what it may lose, its first step and half of another, is this share of the time.
 _FIRST_INTERVAL, _INTERVAL, _SHARE, _LOST_STEPS = 8, 48, 0.02, 1.5
@@ -70,7 +74,8 @@ class Pacing:
         habits: list[_Habit] = []
         for calibrated, learnt in zip(self._calibrated, self._learnt, strict=True):
             start = calibrated if is_seeded else learnt.tokens()
-            share = (len(habits) + 1) / len(self._learnt)
+            # all of it is there where the strongest echo is heard, or where nobody listens
+            share = max(1.0 - _KEPT, (len(habits) + 1) / len(self._learnt))
             habits.append(_Habit({size: start[size] for size in sizes}, calibrated, learnt, share))
         return LearningPace(self._costs, is_sampled, habits, Echo(texts) if len(habits) > 1 else None)
 
@@ -125,9 +130,10 @@ class LearningPace:
         self._first_s = 0.0  # a plain step where the answer begins
         self._size = 1  # of the last step
         self._account = Account()
-        self._begun: deque[_Habit] = deque()  # of the steps whose results are not known yet
+        # of the steps whose results are not known yet; None behind which a span was forced, which teaches nothing
+        self._begun: deque[_Habit | None] = deque()
 
-    def choose(self, past: int) -> int:
+    def choose(self, past: int, forced: int = 0) -> int:
         """See Pace.choose."""
         if self._rows is None or past >= self._rows + _ROWS:
             rows = {size: past + _ROWS if size > 1 else past for size in self._sizes}
@@ -136,24 +142,29 @@ class LearningPace:
             self._rows = past
         habit = self._habits[self._echo.strength if self._echo is not None else 0]
         habit.size = self._fastest(habit)
-        size = self._size_to_try(habit, habit.size)
-        if not self._is_affordable(habit, size):
-            size = habit.size
+        certain = self._fastest_for_certain(forced)
+        if certain > 1:
+            size = max(certain, habit.size)
+        else:
+            size = self._size_to_try(habit, habit.size)
+            if not self._is_affordable(habit, size):
+                size = habit.size
         # the one token that every step brings is counted here, because its result may come late
         self._account.charge(self._extra(size), self._seconds[1])
         self._size = size
-        self._begun.append(habit)
+        self._begun.append(habit if certain == 1 else None)
         return size
 
     def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
         """See Pace.observe."""
         habit = self._begun.popleft()
-        habit.observe(num_nodes, path)
+        if habit is not None:
+            habit.observe(num_nodes, path)
         if self._echo is not None:
             self._echo.extend(tokens)
         won = len(path) * self._seconds[1]
         self._account.credit(won)
-        if habit.probed is not None and num_nodes > 1:
+        if habit is not None and habit.probed is not None and num_nodes > 1:
             extra = self._extra(self._promising(habit))
             habit.probed += won - extra
             # it ends when one step's cost is lost, not at the first step without luck
@@ -168,6 +179,13 @@ class LearningPace:
     def _is_affordable(self, habit: _Habit, size: int) -> bool:
         """Whether the account bears a step of this size even if nothing of it is accepted."""
         return size == 1 or self._account.affords(self._extra(size), self._first_s, habit.share)
+
+    def _fastest_for_certain(self, forced: int) -> int:
+        """The size with most tokens per second if nothing but a forced span is accepted."""
+        if forced == 0:
+            return 1
+        most = min(forced, self._costs.most_tokens - 1)
+        return max(self._sizes, key=lambda size: (1 + min(most, size - 1)) / self._seconds[size])
 
     def _fastest(self, habit: _Habit) -> int:
         """The affordable size with most tokens per second; the last choice unless another is clearly better."""

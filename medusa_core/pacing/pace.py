@@ -9,8 +9,11 @@ __all__ = ["FixedPace", "Pace"]
 class Pace(Protocol):
     """Chooses the size of each step's tree in one request."""
 
-    def choose(self, past: int) -> int:
-        """N of the step that is issued next, root included, behind `past` rows."""
+    def choose(self, past: int, forced: int = 0) -> int:
+        """N of the step that is issued next, root included, behind `past` rows.
+
+        forced: tokens behind the root that a grammar leaves no choice of, and a large enough tree brings for certain.
+        """
         ...
 
     def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:
@@ -27,7 +30,7 @@ class FixedPace:
     def __init__(self, num_nodes: int) -> None:
         self._num_nodes = num_nodes
 
-    def choose(self, past: int) -> int:
+    def choose(self, past: int, forced: int = 0) -> int:
         """See Pace.choose."""
         return self._num_nodes
 

@@ -135,8 +135,9 @@ class GraphRunner:
         """Steps in three parts, with the grammar asked in between."""
         vocab_size, device = self._backbone.vocab_size, self._backbone.device
         while True:
-            drafter = plan.drafting.next(past)
-            grammar = self._hold(what_follows(constraint, drafter.max_depth, vocab_size, device))
+            forced = constraint.forced()
+            drafter = plan.drafting.next(past, len(forced))
+            grammar = self._hold(what_follows(constraint, forced, drafter.max_depth, vocab_size, device))
             split = self._split(drafter, kind, grammar, self._visible_rows(drafter, past))
             tree = split.draft.run()
             # read before the forward pass is issued, so that a device need not finish that first

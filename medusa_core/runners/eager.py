@@ -34,9 +34,11 @@ class EagerRunner:
         """See Runner.steps."""
         constraint, device, vocab_size = plan.constraint, self._backbone.device, self._backbone.vocab_size
         while True:
-            phases, drafter = _Phases(device), plan.drafting.next(past)
+            phases = _Phases(device)
+            forced = constraint.forced() if constraint is not None else []
+            drafter = plan.drafting.next(past, len(forced))
             if constraint is not None:
-                grammar = what_follows(constraint, drafter.max_depth, vocab_size, device)
+                grammar = what_follows(constraint, forced, drafter.max_depth, vocab_size, device)
                 state = replace(state, grammar=grammar)
                 phases.end("grammar")
             tree = drafter.draft(state)

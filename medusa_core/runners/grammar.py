@@ -28,10 +28,12 @@ def host_tree(tree: CandidateTree) -> HostTree:
     return HostTree(tokens, parents, [bool(slot) for slot in used])
 
 
-def what_follows(constraint: Constraint, depth: int, vocab_size: int, device: torch.device) -> Grammatical:
-    """What may and what must follow the root, for drafters whose branches have `depth` tokens."""
+def what_follows(
+    constraint: Constraint, forced: Sequence[int], depth: int, vocab_size: int, device: torch.device
+) -> Grammatical:
+    """What may follow the root and the span that must, for drafters whose branches have `depth` tokens."""
     allowed = unpack_masks([constraint.allowed()], vocab_size, device)[0]
-    return Grammatical(allowed, forced_span(constraint.forced(), depth, device))
+    return Grammatical(allowed, forced_span(forced, depth, device))
 
 
 def check_tree(

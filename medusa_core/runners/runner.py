@@ -16,8 +16,8 @@ __all__ = ["DecodePlan", "DraftedNode", "Drafting", "Runner", "StepDetail", "Ste
 class Drafting(Protocol):
     """Who drafts for one request, step by step."""
 
-    def next(self, past: int) -> Drafter:
-        """The drafter of the step that is issued next, behind about `past` rows.
+    def next(self, past: int, forced: int = 0) -> Drafter:
+        """The drafter of the step that is issued next, behind about `past` rows; `forced` as of Pace.choose.
 
         Asked once for every step. A runner that is a step ahead asks before the last result is known.
         """

@@ -7,9 +7,10 @@ PROMPTS = [tuple(range(start, start + 12)) for start in range(8)]
 def test_long_documents_are_prompts_joined_until_there_is_room_for_the_answer_alone() -> None:
     found = workloads(PROMPTS, max_context=60, max_tokens=20, count=4)
 
-    assert [len(work.prompts) for work in found] == [4, 4, 2, 2]
-    assert [len(document) for document in found[2].prompts] == [40, 40]
+    assert [len(work.prompts) for work in found] == [4, 4, 6, 6]
+    assert [len(document) for document in found[2].prompts] == [40] * 6
     assert found[2].prompts[0][:24] == (*PROMPTS[0], *PROMPTS[1])
+    assert found[2].prompts[-1][-24:] == (*PROMPTS[-2], *PROMPTS[-1])
     assert [work.sampling.temperature for work in found] == [0.0, 1.5, 0.0, 1.5]
 
 

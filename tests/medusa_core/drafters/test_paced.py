@@ -27,7 +27,7 @@ class Script:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes, self.heard = list(sizes), list[tuple[int, Sequence[int], Sequence[int]]]()
 
-    def choose(self, past: int) -> int:
+    def choose(self, past: int, forced: int = 0) -> int:
         return self._sizes.pop(0)
 
     def observe(self, num_nodes: int, path: Sequence[int], tokens: Sequence[int]) -> None:

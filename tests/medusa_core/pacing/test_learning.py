@@ -189,11 +189,11 @@ def test_where_the_sequence_repeats_itself_a_large_tree_is_taken_at_once() -> No
     found = []
     for token in [*range(50, 90), *range(12)]:
         found.append(pace.choose(100))
-        path = list(range(1, found[-1])) if token in range(3, 12) else []
+        path = list(range(1, found[-1])) if token in range(6, 12) else []
         pace.observe(found[-1], path, [token])
 
-    assert set(found[10:43]) == {1}  # trees in vain are over, and the first three tokens of the echo
-    assert set(found[43:52]) <= {8, 16}
+    assert set(found[10:46]) == {1}  # trees in vain are over, and the first six tokens of the echo
+    assert set(found[46:52]) <= {8, 16}
 
 
 def test_an_echo_that_goes_on_is_tried_although_weaker_ones_were_followed_in_vain() -> None:
@@ -219,13 +219,46 @@ def test_what_an_echo_brought_is_not_expected_where_there_is_none() -> None:
 
 def test_the_texts_that_are_expected_are_part_of_what_may_be_repeated() -> None:
     known = pacing(STEEP, looks_up=True)
-    texts = [[1, 2, 3, 4, 5], [8, 8]], [[8, 8]]
+    texts = [[*range(1, 8)], [8, 8]], [[8, 8]]
     found = []
     for expected in texts:
         pace = known.begin(None, False, True, expected)
         pace.observe(pace.choose(100), [], [9])  # the one that is tried at the start anyway
-        for token in (1, 2, 3):
+        for token in range(1, 7):
             pace.observe(pace.choose(100), [], [token])
         found.append(pace.choose(100))
 
     assert found[0] > found[1] == 1
+
+
+def test_a_span_that_a_grammar_forces_is_written_in_one_step_however_little_else_is_accepted() -> None:
+    known, costs = pacing(STEEP), step_costs(STEEP)
+    for _ in range(20):
+        decode(known.begin(None, False, False, ()), costs, nothing(), 400)
+    pace, found = known.begin(None, False, False, ()), []
+    for step in range(60):
+        forced = 6 if step % 5 == 4 else 0
+        found.append(pace.choose(100, forced))
+        pace.observe(found[-1], list(range(1, 1 + min(forced, found[-1] - 1))), [step])
+
+    assert set(found[4::5]) == {8}
+    assert sum(size > 1 for step, size in enumerate(found) if step % 5 < 4) <= 4
+
+
+def test_one_forced_token_is_no_reason_for_a_tree_that_takes_as_long_as_two_steps() -> None:
+    chosen = [
+        pacing(curve).begin(None, False, True, ()) for curve in ({1: 1.0, 2: 2.1, 4: 2.3}, {1: 1.0, 2: 1.9, 4: 2.3})
+    ]
+    for pace in chosen:
+        for step in range(20):
+            pace.observe(pace.choose(100), [], [step])
+
+    assert [pace.choose(100, 1) for pace in chosen] == [1, 2]
+    assert [pace.choose(100, 3) for pace in chosen] == [4, 4]
+
+
+def test_no_span_is_longer_than_the_drafters_go() -> None:
+    costs = StepCosts([curve(100, {1: 1.0, 4: 1.5, 16: 4.0})], most_tokens=5, delivery_s=0.0)
+    pace = Pacing(costs, {1: 1.0, 4: 1.0, 16: 1.0}, None).begin(None, False, True, ())
+
+    assert pace.choose(100, 40) == 4

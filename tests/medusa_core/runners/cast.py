@@ -32,7 +32,7 @@ class Turns:
     def __init__(self, *drafters: Drafter) -> None:
         self._drafters, self._asked = drafters, 0
 
-    def next(self, past: int) -> Drafter:
+    def next(self, past: int, forced: int = 0) -> Drafter:
         self._asked += 1
         return self._drafters[(self._asked - 1) % len(self._drafters)]
 

@@ -30,9 +30,9 @@ def test_packed_masks_become_one_bool_a_token() -> None:
 
 def test_drafters_are_told_what_may_and_what_must_follow() -> None:
     choice = VOCABULARY.compile(Grammar.lark('start: "a," | "b,"').text)
-    before = what_follows(choice, 3, V, CPU)
+    before = what_follows(choice, choice.forced(), 3, V, CPU)
     choice.advance([B])
-    behind = what_follows(choice, 3, V, CPU)
+    behind = what_follows(choice, choice.forced(), 3, V, CPU)
 
     assert before.allowed.nonzero()[:, 0].tolist() == [A, B]
     assert before.forced.kinds.tolist() == [NOTHING] * 3
