@@ -1,9 +1,9 @@
 """What choosing the size of each step's tree brings: auto beside plain decoding and trees of fixed sizes.
 
 Workloads are the demo model's held-out prompts and long documents made of them, greedy and at a high temperature, where
-little is guessed. Everybody answers each prompt in turn, with a seed where tokens are drawn, so that the text is always
-the same. Decoding is timed by the time that its thread ran, which other programs disturb little. Prints a table and one
-JSON document as the last line.
+little is guessed, and forms that a schema prescribes in part. Everybody answers each prompt in turn, with a seed where
+tokens are drawn, so that the text is always the same. Decoding is timed by the time that its thread ran, which other
+programs disturb little. Prints a table and one JSON document as the last line.
 
 Usage: python benchmarks/sizes.py [--model demo] [--fixed 8 16] [--prompts 30] [--max-tokens 128] [--repeats 2]
 """
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from medusa_core.config import EngineConfig, SpeculationParams
+from medusa_core.constraints import Grammar
 from medusa_core.engine import Engine
 from medusa_core.evaluation.machine import machine
 from medusa_core.evaluation.prompts import default_prompts, fitting, read_prompts
@@ -24,6 +25,22 @@ from medusa_core.sampling import SamplingParams
 from medusa_core.text import TextCodec
 
 HOT = 1.5
+PART = {"kind": {"enum": ["module", "function", "class"]}, "lines": {"type": "integer", "maximum": 500}}
+FORM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "parts": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 4,
+            "items": {"type": "object", "properties": PART, "required": [*PART], "additionalProperties": False},
+        },
+        "description": {"type": "string", "maxLength": 30},
+    },
+    "required": ["name", "parts", "description"],
+    "additionalProperties": False,
+}
 LONG_DOCUMENTS = 6
 
 Prompt = tuple[int, ...]
@@ -46,6 +63,7 @@ class Workload:
     name: str
     prompts: Sequence[Prompt]
     sampling: SamplingParams
+    grammar: str | None = None
     totals: dict[str, Total] = field(default_factory=dict)
 
     def speed(self, way: str) -> float:
@@ -54,7 +72,7 @@ class Workload:
 
 
 def workloads(prompts: Sequence[Prompt], max_context: int, max_tokens: int, count: int) -> list[Workload]:
-    """Ordinary and long prompts, greedy and hot; a long one is several joined."""
+    """Ordinary and long prompts, greedy and hot; a long one is several joined. Then forms, greedy and at 1."""
     room = max_context - max_tokens
     joined = sum(prompts, ())
     starts = [max(0, len(joined) - room) * number // (LONG_DOCUMENTS - 1) for number in range(LONG_DOCUMENTS)]
@@ -62,18 +80,22 @@ def workloads(prompts: Sequence[Prompt], max_context: int, max_tokens: int, coun
     chosen = prompts[:: max(1, len(prompts) // count)][:count]
     greedy, hot = SamplingParams(0.0), SamplingParams(HOT, seed=1)
     kinds = {"ordinary": chosen, "long": [document for document in long if document]}
+    form = Grammar.json_schema(FORM, is_lenient=False).text
     return [
         Workload(f"{kind}, {name}", found, sampling)
         for kind, found in kinds.items()
         for name, sampling in (("greedy", greedy), (f"temperature {HOT}", hot))
+    ] + [
+        Workload("form, greedy", chosen, greedy, form),
+        Workload("form, temperature 1", chosen, SamplingParams(1.0, seed=1), form),
     ]
 
 
-def answer(engine: Engine, prompt: Prompt, sampling: SamplingParams, way: SpeculationParams, limit: int) -> Total:
+def answer(engine: Engine, work: Workload, prompt: Prompt, way: SpeculationParams, limit: int) -> Total:
     """One answer from an empty cache; the prompt's time is left out."""
     engine.forget()
     found, started = Total(), 0.0
-    for delta in engine.generate(GenerationRequest(prompt, sampling, way, limit)):
+    for delta in engine.generate(GenerationRequest(prompt, work.sampling, way, limit, grammar=work.grammar)):
         if delta.step is None:
             started = time.thread_time()
             continue
@@ -91,7 +113,7 @@ def measure(engine: Engine, work: Workload, fixed: Sequence[int], limit: int, re
     for _ in range(repeats):
         for prompt in work.prompts:
             for name, way in ways.items():
-                found = answer(engine, prompt, work.sampling, way, limit)
+                found = answer(engine, work, prompt, way, limit)
                 total = work.totals.setdefault(name, Total())
                 total.seconds += found.seconds
                 total.tokens += found.tokens
