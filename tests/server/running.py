@@ -1,11 +1,13 @@
 """A real server on a real socket, in a thread of the test's process, with the fake engine in its worker."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,14 @@ class Running:
             lines = response.iter_lines()
             next(lines)
             yield lines
+
+    @contextmanager
+    def asked(self, body: Any) -> Iterator[None]:
+        """Ask for a completion, and leave at the end without having read anything."""
+        client = HTTPConnection(self.url.removeprefix("http://"))
+        with closing(client):
+            client.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+            yield
 
     def metrics(self) -> dict[str, float]:
         """Every sample by its name and its labels other than model_name."""
