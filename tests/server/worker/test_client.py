@@ -3,7 +3,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from openai import APIError, InternalServerError, RateLimitError
 
