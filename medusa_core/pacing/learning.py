@@ -22,7 +22,7 @@ from medusa_core.pacing.gains import Gains
 
 __all__ = ["LIMIT", "LIMIT_TOKENS", "LearningPace", "Pacing"]
 
-# Of what trees may lose, so much is left for the steps where an echo is heard.
+# Of what trees may lose, so much is left for the steps behind the stronger echoes.
 _KEPT = 0.5
 # While nothing pays, probing starts after so few steps at first and after twice as many each time, in the end after so
 # many at least, and so seldom that what it may lose, its first step and half of another, is this share of the time.
