@@ -77,6 +77,10 @@ class Cluster:
         """Prompts that were answered, by replica."""
         return self.samples("medusa_request_prompt_tokens_count")
 
+    def taken(self) -> float:
+        """Requests that replicas answer or hold in their queues."""
+        return sum(sum(self.samples(f"medusa_num_requests_{where}").values()) for where in ("running", "waiting"))
+
     def processes(self, title: str = "") -> dict[int, str]:
         """Processes of this cluster whose command line holds the title, by id."""
         found = {}

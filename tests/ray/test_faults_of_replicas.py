@@ -19,11 +19,6 @@ def both_serve(two: Cluster) -> bool:
     return answer.status_code == 200 and two.samples("medusa_worker_up") == {"0": 1.0, "1": 1.0}
 
 
-def taken(two: Cluster) -> float:
-    """Requests that replicas answer or hold in their queues."""
-    return sum(sum(two.samples(f"medusa_num_requests_{where}").values()) for where in ("running", "waiting"))
-
-
 def test_a_killed_replica_loses_no_later_request_and_comes_back(two: Cluster) -> None:
     wait_for("two replicas", lambda: len(two.replicas()) == 2)
     killed, kept = two.replicas()
@@ -47,7 +42,7 @@ def test_what_killed_replicas_were_answering_ends_with_an_error(two: Cluster) ->
     with ThreadPoolExecutor(1) as pool, two.stream("everything") as events:
         other = pool.submit(two.chat, "everything else", **whole)
         next(events)
-        wait_for("two requests at replicas", lambda: taken(two) == 2)
+        wait_for("two requests at replicas", lambda: two.taken() == 2)
         for replica in two.replicas():
             os.kill(replica, signal.SIGKILL)
         *_, last, end = events
@@ -97,9 +92,12 @@ def test_replicas_come_and_go_with_the_queue_and_every_end_waits_for_what_runs(t
             growing.process.send_signal(signal.SIGTERM)
             # only the probe may ask before: what is still taken waits until the stream ends, and the server with it
             wait_for("draining", lambda: not is_ready(growing.url))
+            ready = httpx.get(f"{growing.url}/ready", timeout=30)
             late = growing.chat("too late")
             rest = [*events]
 
+        assert ready.status_code == 503
+        assert ready.json()["error"]["message"] == "the server is shutting down"
         assert late.status_code == 503
         assert late.json()["error"]["message"] == "the server is shutting down"
 

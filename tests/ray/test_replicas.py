@@ -57,6 +57,21 @@ def test_what_a_client_calls_one_conversation_goes_to_one_replica(two: Cluster, 
     assert sorted(served) == [0, len(QUESTIONS)]
 
 
+def test_a_conversation_does_not_wait_for_a_whole_queue_while_a_replica_is_idle(two: Cluster) -> None:
+    before = two.answered()
+    whole = {"max_tokens": 1500, "ignore_eos": True, "speculation": {"mode": "off"}}
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = []
+        # a replica has room for five; whichever front a request comes to, by the fourth both know of two at the first
+        for number in range(1, 5):
+            asked.append(pool.submit(two.chat, "Hi", {"x-session-id": "one by one"}, **whole))
+            wait_for(f"{number} at replicas", lambda number=number: two.taken() == number)
+
+    assert [answer.result().status_code for answer in asked] == [200] * 4
+    assert all(count > before.get(replica, 0) for replica, count in two.answered().items())
+
+
 def test_a_conversation_is_refused_nothing_while_another_replica_has_a_place(two: Cluster) -> None:
     before = two.answered()
 
